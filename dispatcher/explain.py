@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from dispatcher.ledger import Action, Attempt, DeliveryFilter, Ledger, Rejected, StoredDelivery, StoredEvent
-from dispatcher.ledger.records import RejectedSummary
+from dispatcher.ledger import Action, Attempt, Filter, Ledger, Rejected, StoredDelivery, StoredEvent
+from dispatcher.ledger.records import EventSummary, RejectedSummary
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import ExecutionId
 from dispatcher.rules import disabled_by_of
@@ -49,9 +49,7 @@ async def explanations(
     at the time `now`.
     """
     known = await ledger.history.events(execution)
-    stored = (
-        await ledger.history.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
-    )
+    stored = await ledger.history.find(Filter(execution=str(execution)), limit=deliveries_at_most) if known else []
     stored = await ledger.queries.with_waits(stored, now=now)
     keys = [entry.delivery.key for entry in stored]
     actions = await ledger.history.actions_of(keys)
@@ -143,6 +141,14 @@ def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
         "reference": stored.reference,
         "waits_for": [asdict(one) for one in stored.waits_for],
     }
+
+
+def event_data(summary: EventSummary) -> dict[str, Any]:
+    """Return a terminal event in the form that `--json` prints, with the number of its deliveries in each state."""
+    execution = {"project": summary.project, "domain": summary.domain, "name": summary.name}
+    data = {field.name: getattr(summary, field.name) for field in fields(summary) if field.name not in execution}
+    data["deliveries"] = {str(state): number for state, number in summary.deliveries.items()}
+    return {"key": data.pop("key"), "execution": execution, **data}
 
 
 async def delivery_with_history(ledger: Ledger, stored: StoredDelivery, *, now: datetime) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.ledger import Action, Deed, DeliveryFilter, Ledger, Rejected
+from dispatcher.ledger import Action, Deed, Filter, Ledger, Rejected
 from dispatcher.ledger.records import Count
 from dispatcher.model.delivery import State
 
@@ -47,7 +47,7 @@ class Operations:
     notify: Callable[[], None] = lambda: None
     """Wakes the workers after a redrive, because they then have new due deliveries."""
 
-    async def redrive(self, wanted: DeliveryFilter, operator: Operator) -> int:
+    async def redrive(self, wanted: Filter, operator: Operator) -> int:
         """Make the matching dead deliveries due again; return their number."""
         scope = _in_words(wanted)
         number = await self.ledger.redrive(wanted, self._action(Deed.REDRIVE, scope, operator))
@@ -56,7 +56,7 @@ class Operations:
             self.notify()
         return number
 
-    async def count_redrivable(self, wanted: DeliveryFilter) -> Count:
+    async def count_redrivable(self, wanted: Filter) -> Count:
         """Count the matching dead deliveries."""
         return await self.ledger.queries.count(replace(wanted, states=frozenset({State.DEAD})))
 
@@ -88,7 +88,7 @@ class Operations:
         return Action(at=self.clock.now(), who=operator.name, what=what, scope=scope, why=operator.reason)
 
 
-def _in_words(wanted: DeliveryFilter) -> str:
+def _in_words(wanted: Filter) -> str:
     """Return the filter as text, without recipients: more people can read the log than the ledger."""
     names = {"channel": wanted.channel, "execution": wanted.execution, "launch_plan": wanted.launch_plan}
     times = {name: at.isoformat() for name in ("since", "until") if (at := getattr(wanted, name)) is not None}

@@ -12,6 +12,7 @@ from dispatcher.cli._output import prepare_streams, write_line, write_text
 from dispatcher.cli.check import check
 from dispatcher.cli.deliveries import deliveries
 from dispatcher.cli.demo import demo
+from dispatcher.cli.executions import executions
 from dispatcher.cli.explain import explain
 from dispatcher.cli.import_flyteadmin import import_flyteadmin
 from dispatcher.cli.ledger import ledger
@@ -57,6 +58,7 @@ app.command()(preview)
 app.command("send-test")(send_test)
 app.command()(explain)
 app.command()(demo)
+app.add_typer(executions, name="executions")
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
 app.add_typer(templates, name="templates")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -39,17 +38,3 @@ def parse_since(text: str | None, *, now: datetime) -> datetime | None:
         return parse_time(text, now=now)
     except ValueError as problem:
         raise typer.BadParameter(str(problem)) from None
-
-
-def no_such_channel(given: str, names: Iterable[str]) -> typer.BadParameter:
-    """Return the error for a channel that is not one of `names`."""
-    return typer.BadParameter(f"there is no channel {given!r}: {nearest(given, names)}")
-
-
-def nearest(given: str, names: Iterable[str]) -> str:
-    """Return a hint for a name that is not one of `names`: the nearest name, or else all names."""
-    import difflib
-
-    known = list(names)
-    close = difflib.get_close_matches(given, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters, write_rest
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import As, Reason, operations, operator, write_actions
-from dispatcher.cli._options import AsJson, Config, Limit, Since, no_such_channel, parse_since
+from dispatcher.cli._options import AsJson, Config, Limit, parse_since
 from dispatcher.cli._output import (
     KEY_DIGITS,
     log_warnings_only,
@@ -24,46 +24,31 @@ from dispatcher.cli._output import (
 )
 
 if TYPE_CHECKING:
-    from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
+    from dispatcher.ledger import Ledger, StoredDelivery
+    from dispatcher.ledger.records import Page
 
 deliveries = typer.Typer(help="List, show, redrive or purge deliveries.", no_args_is_help=True)
 
-State = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--state", help="Only this state: waiting, sent, dead or dropped. Can be repeated.", show_default=False
-    ),
-]
-ChannelName = Annotated[str | None, typer.Option("--channel", help="Only this channel.", show_default=False)]
-Execution = Annotated[
-    str | None, typer.Option("--execution", help="Only this execution: project/domain/name.", show_default=False)
-]
-
 
 @deliveries.command("list")
-def list_(
-    config: Config = None,
-    state: State = None,
-    channel: ChannelName = None,
-    execution: Execution = None,
-    since: Since = None,
-    limit: Limit = 50,
-    as_json: AsJson = False,
-) -> None:
+@with_filters()
+def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List deliveries, newest first."""
     from dispatcher.clock import SystemClock
     from dispatcher.explain import delivery_data
 
-    wanted = _filter(state, channel, execution, since)
+    wanted = filters.wanted()
 
-    async def find(ledger: Ledger) -> list[StoredDelivery]:
-        await _require_channel(ledger, channel)
-        found = await ledger.history.find(wanted, limit=limit)
-        return await ledger.queries.with_waits(found, now=SystemClock().now())
+    async def find(ledger: Ledger) -> Page[StoredDelivery]:
+        page = await ledger.queries.deliveries(wanted, limit=limit)
+        if not page.entries:
+            await refuse_unknown_names(ledger, wanted)
+        return replace(page, entries=await ledger.queries.with_waits(page.entries, now=SystemClock().now()))
 
-    found = with_ledger(config, find)
+    page = with_ledger(config, find)
     if as_json:
-        write_json([delivery_data(stored) for stored in found])
+        write_json([delivery_data(stored) for stored in page.entries])
+        write_rest(page, limit)
         return
     write_table(
         ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED (UTC)", "DUE (UTC)", "REASON", "WAITS FOR"),
@@ -80,9 +65,10 @@ def list_(
                 stored.delivery.reason,
                 waits_text(delivery_data(stored)),
             )
-            for stored in found
+            for stored in page.entries
         ],
     )
+    write_rest(page, limit)
 
 
 @deliveries.command()
@@ -96,10 +82,10 @@ def show(
     """
     from dispatcher.clock import SystemClock
     from dispatcher.explain import delivery_with_history
-    from dispatcher.ledger import DeliveryFilter
+    from dispatcher.ledger import Filter
 
     async def load(ledger: Ledger) -> tuple[list[StoredDelivery], dict[str, Any]]:
-        found = await ledger.history.find(DeliveryFilter(keys=[key]), limit=2)
+        found = await ledger.history.find(Filter(keys=[key]), limit=2)
         if len(found) != 1:
             return found, {}
         return found, await delivery_with_history(ledger, found[0], now=SystemClock().now())
@@ -153,7 +139,9 @@ def show(
 
 
 @deliveries.command()
+@with_filters(without=frozenset({"state"}))
 def redrive(
+    filters: Filters,
     keys: Annotated[
         list[str] | None, typer.Argument(help="Keys of dead deliveries, or the first digits of them.")
     ] = None,
@@ -161,9 +149,6 @@ def redrive(
     everything: Annotated[
         bool, typer.Option("--all", help="Redrive all dead deliveries that match the other options.")
     ] = False,
-    channel: ChannelName = None,
-    execution: Execution = None,
-    since: Since = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the deliveries; change nothing.")] = False,
     name: As = None,
     reason: Reason = "",
@@ -171,18 +156,24 @@ def redrive(
     """Retry dead deliveries, selected by key or by filter. First fix the reason why they are dead. Each delivery is due
     at once, and has the full retry time again.
     """
+    from dispatcher.model.delivery import State
+
     if not keys and not everything:
         raise typer.BadParameter("give the keys of deliveries, or --all")
     log_warnings_only()
-    wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
+    wanted = replace(filters.wanted(), states=frozenset({State.DEAD}), keys=tuple(keys or ()))
 
     async def find(ledger: Ledger) -> list[StoredDelivery]:
-        await _require_channel(ledger, channel)
-        return await ledger.history.find(wanted, limit=10_000)
+        found = await ledger.history.find(wanted, limit=10_000)
+        if not found:
+            await refuse_unknown_names(ledger, wanted)
+        return found
 
     async def redrive_found(ledger: Ledger) -> int:
-        await _require_channel(ledger, channel)
-        return await operations(ledger).redrive(wanted, operator(name, reason))
+        number = await operations(ledger).redrive(wanted, operator(name, reason))
+        if not number:
+            await refuse_unknown_names(ledger, wanted)
+        return number
 
     if dry_run:
         for stored in with_ledger(config, find):
@@ -212,39 +203,3 @@ def purge(
     before = parse_since(older_than, now=now) or now
     number = with_ledger(config, lambda ledger: operations(ledger).purge(before, operator(name, reason)))
     write_line("1 entry deleted" if number == 1 else f"{number} entries deleted")
-
-
-async def _require_channel(ledger: Ledger, channel: str | None) -> None:
-    """Raise BadParameter if there is no such channel, and no delivery of a channel that was removed."""
-    from channels.registry import CHANNEL_TYPES
-    from dispatcher.ledger import DeliveryFilter
-
-    if (
-        channel is None
-        or channel in CHANNEL_TYPES
-        or await ledger.history.find(DeliveryFilter(channel=channel), limit=1)
-    ):
-        return
-    raise no_such_channel(channel, CHANNEL_TYPES)
-
-
-def _filter(
-    states: Sequence[str] | None, channel: str | None, execution: str | None, since: str | None
-) -> DeliveryFilter:
-    from dispatcher.clock import SystemClock
-    from dispatcher.ledger import DeliveryFilter
-    from dispatcher.model.delivery import State as DeliveryState
-    from dispatcher.model.event import ExecutionId
-
-    if execution is not None:
-        try:
-            ExecutionId.parse(execution)
-        except ValueError:  # pydantic's ValidationError is a ValueError too
-            raise typer.BadParameter(f"--execution is project/domain/name, not {execution!r}") from None
-    try:
-        wanted = frozenset(DeliveryState(state.lower()) for state in states or ())
-    except ValueError:
-        raise typer.BadParameter(f"--state is one of {', '.join(DeliveryState)}") from None
-    return DeliveryFilter(
-        states=wanted, channel=channel, execution=execution, since=parse_since(since, now=SystemClock().now())
-    )

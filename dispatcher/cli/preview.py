@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._options import Config, no_such_channel
+from dispatcher.cli._options import Config
 from dispatcher.cli._output import write_json_text, write_line, write_rendered, write_text
 
 if TYPE_CHECKING:
@@ -82,10 +82,11 @@ def preview(
     from channels.contract import UnknownRecipient
     from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
+    from dispatcher.parsing.nearest import no_such
     from dispatcher.workbench.sample import SampleRenderer, with_changes
 
     if channel is not None and channel not in CHANNEL_TYPES:
-        raise no_such_channel(channel, CHANNEL_TYPES)
+        raise typer.BadParameter(no_such("channel", channel, CHANNEL_TYPES))
     settings = load(config)
     if serve:
         from dispatcher.workbench.server import run

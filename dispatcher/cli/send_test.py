@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._options import Config, nearest
+from dispatcher.cli._options import Config
 from dispatcher.cli._output import write_line
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def send_test(
     from dispatcher.config.settings import load
     from dispatcher.errors import SettingsError
     from dispatcher.model.phase import Phase
+    from dispatcher.parsing.nearest import nearest
     from dispatcher.rendering.samples import sample_event
     from dispatcher.runtime.wiring import make_planner, open_channels
 

@@ -21,25 +21,6 @@ _OF_KUBERNETES = re.compile(
     r"DISPATCHER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)"
 )
 """The variables that Kubernetes sets for services whose name is `dispatcher`, or begins with it."""
-_MESSAGES = {
-    kind: message
-    for message, kinds in {
-        "must be set": ["missing"],
-        "must be text": ["string_type"],
-        "must be the path of a file or folder": ["path_type"],
-        "must be a URL": ["url_type"],
-        "must not be empty": ["string_too_short", "too_short"],
-        "must be a mapping: option: value": ["dict_type", "model_type", "model_attributes_type"],
-        "must be a mapping: name: value": ["mapping_type"],
-        "must be a list": ["tuple_type", "list_type", "set_type", "frozen_set_type"],
-        "must be true or false": ["bool_type", "bool_parsing"],
-        "must be a whole number": ["int_type", "int_parsing", "int_from_float"],
-        "must be a number": ["float_type", "float_parsing"],
-        "must be a duration: 500ms, 30s, 5m, 24h or 7d": ["time_delta_type"],
-    }.items()
-    for kind in kinds
-}
-"""Messages instead of pydantic's, by pydantic's type of the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +121,6 @@ def sentences(error: ValidationError, model: type[BaseModel], origin: Origin) ->
         message = message_of(problem)
         if problem["type"] == "extra_forbidden":
             message = f"unknown option{_suggestion(where, model)}"
-        elif message == problem["msg"]:
-            message = _MESSAGES.get(problem["type"], message)
         key = f"{'.'.join(map(str, where))}: " if where else ""
         yield f"{origin.place(where)}{key}{message}"
 

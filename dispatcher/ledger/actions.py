@@ -6,13 +6,13 @@ from dataclasses import asdict, replace
 
 from sqlalchemy import ColumnElement, Connection, insert, literal, select, update
 
-from dispatcher.ledger.records import Action, DeliveryFilter
+from dispatcher.ledger.records import Action, Filter
 from dispatcher.ledger.schema import action_deliveries, actions, deliveries
 from dispatcher.ledger.search import conditions
 from dispatcher.model.delivery import State
 
 
-def redrive(connection: Connection, wanted: DeliveryFilter, action: Action) -> int:
+def redrive(connection: Connection, wanted: Filter, action: Action) -> int:
     """Make dead deliveries due again. See `Ledger.redrive`."""
     dead = conditions(replace(wanted, states=frozenset({State.DEAD})))
     if connection.scalar(select(deliveries.c.key).where(*dead).limit(1)) is None:

@@ -10,7 +10,7 @@ from sqlalchemy import LargeBinary, func, select, type_coerce
 
 from dispatcher.ledger.column_types import from_compressed_json
 from dispatcher.ledger.engine import Database
-from dispatcher.ledger.records import Action, Attempt, DeliveryFilter, StoredDelivery, StoredEvent
+from dispatcher.ledger.records import Action, Attempt, Filter, StoredDelivery, StoredEvent
 from dispatcher.ledger.rows import read, read_stored_delivery
 from dispatcher.ledger.schema import action_deliveries, actions, attempts, contents, deliveries, events, rejected
 from dispatcher.ledger.search import conditions, in_chunks, of_execution
@@ -28,7 +28,7 @@ class History:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def find(self, wanted: DeliveryFilter, *, limit: int) -> list[StoredDelivery]:
+    async def find(self, wanted: Filter, *, limit: int) -> list[StoredDelivery]:
         """The newest deliveries that match the filter, newest first."""
         query = _WITH_CONTENT.where(*conditions(wanted)).order_by(deliveries.c.created_at.desc(), deliveries.c.key)
         async with self._database.reading() as connection:

@@ -16,12 +16,13 @@ from dispatcher.ledger.canned import rehearse
 from dispatcher.ledger.checkpoints import Checkpoints
 from dispatcher.ledger.engine import TIMEOUT, Database, RollBack
 from dispatcher.ledger.history import History
+from dispatcher.ledger.names import Names
 from dispatcher.ledger.queries import Queries
 from dispatcher.ledger.records import (
     Action,
     Claim,
     ClaimedThread,
-    DeliveryFilter,
+    Filter,
     RecordedEvent,
     RecordResult,
     Rejected,
@@ -60,6 +61,7 @@ class Ledger:
         self._settlements = Settlements(self._database, settle_wait)
         self.history = History(self._database)
         self.queries = Queries(self._database)
+        self.names = Names(self._database)
         self.rejected = RejectedMessages(self._database)
         self.checkpoints = Checkpoints(self._database)
         self.refusals = Refusals(self._database)
@@ -189,7 +191,7 @@ class Ledger:
 
     # -- operators
 
-    async def redrive(self, wanted: DeliveryFilter, action: Action) -> int:
+    async def redrive(self, wanted: Filter, action: Action) -> int:
         """Make the dead deliveries that match the filter due again, with a new retry budget. Returns their number.
 
         A delivery in doubt stays in doubt. The action is recorded if there is such a delivery.

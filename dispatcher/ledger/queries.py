@@ -20,9 +20,8 @@ from dispatcher.ledger.records import (
     Backlog,
     Count,
     Cursor,
-    DeliveryFilter,
-    EventFilter,
     EventSummary,
+    Filter,
     LedgerStatus,
     Page,
     RejectedSummary,
@@ -34,8 +33,10 @@ from dispatcher.ledger.schema import attempts, deliveries, delivery_recipients, 
 from dispatcher.ledger.search import (
     between,
     conditions,
+    deliveries_by_one_index,
     delivery_conditions,
     event_conditions,
+    events_by_one_index,
     lower,
     newest_deliveries,
     newest_events,
@@ -63,11 +64,9 @@ class Queries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def deliveries(
-        self, wanted: DeliveryFilter, *, limit: int, after: Cursor | None = None
-    ) -> Page[StoredDelivery]:
+    async def deliveries(self, wanted: Filter, *, limit: int, after: Cursor | None = None) -> Page[StoredDelivery]:
         """Return a page of the deliveries that match the filter. `after`: the cursor of the previous page."""
-        max_rows = _max_rows(limit, one_index=_one_index(wanted))
+        max_rows = _max_rows(limit, one_index=deliveries_by_one_index(wanted))
         newest = newest_deliveries(wanted, after, max_rows)
         async with self._database.reading() as connection:
             matches = partial(delivery_conditions, wanted)
@@ -79,13 +78,13 @@ class Queries:
         async with self._database.reading() as connection:
             return await connection.run_sync(with_waits, found, now)
 
-    async def count(self, wanted: DeliveryFilter) -> Count:
+    async def count(self, wanted: Filter) -> Count:
         """Count the deliveries that match the filter, up to `MAX_COUNT`."""
         some = select(literal(1)).select_from(deliveries).where(*conditions(wanted)).limit(MAX_COUNT + 1)
         async with self._database.reading() as connection:
             return await _count(connection, some)
 
-    async def causes(self, wanted: DeliveryFilter, *, limit: int) -> Sequence[tuple[str, str, int]]:
+    async def causes(self, wanted: Filter, *, limit: int) -> Sequence[tuple[str, str, int]]:
         """Return why the matching deliveries are dead, most frequent first, as (channel, cause, number of deliveries).
 
         Reads at most `MAX_COUNT` deliveries.
@@ -100,13 +99,9 @@ class Queries:
         most = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:limit]
         return [(channel, reason, count) for (channel, reason), count in most]
 
-    async def events(self, wanted: EventFilter, *, limit: int, after: Cursor | None = None) -> Page[EventSummary]:
+    async def events(self, wanted: Filter, *, limit: int, after: Cursor | None = None) -> Page[EventSummary]:
         """Return a page of the terminal events that match the filter. `after`: the cursor of the previous page."""
-        given = [getattr(wanted, name) for name in ("launch_plan", "phase", "verdict", "project", "domain")]
-        one_index = given == [wanted.launch_plan, None, None, None, None] and not (
-            wanted.execution and wanted.launch_plan
-        )
-        max_rows = _max_rows(limit, one_index=one_index)
+        max_rows = _max_rows(limit, one_index=events_by_one_index(wanted))
         newest = newest_events(wanted, after, max_rows)
         async with self._database.reading() as connection:
             matches = partial(event_conditions, wanted)
@@ -263,14 +258,7 @@ class Queries:
 
 def _by_key_prefix(text: str) -> Select[Any]:
     """Select deliveries whose key begins with the text, if it has 6 characters or more; fewer match too many keys."""
-    return select(deliveries.c.key).where(*conditions(DeliveryFilter(keys=[text])), literal(len(text) >= 6))
-
-
-def _one_index(wanted: DeliveryFilter) -> bool:
-    """True if one index covers all conditions, so that the first rows of the index are the page."""
-    few = wanted.execution is not None or bool(wanted.keys)
-    given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
-    return wanted.channel is None and sum(given) <= 1
+    return select(deliveries.c.key).where(*conditions(Filter(keys=[text])), literal(len(text) >= 6))
 
 
 def _max_rows(limit: int, *, one_index: bool) -> int:

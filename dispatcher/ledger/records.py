@@ -215,40 +215,31 @@ class StoredDelivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryFilter:
-    """Selects deliveries that meet all given conditions."""
+class Filter:
+    """Selects deliveries, or terminal events, that meet all given conditions.
+
+    A condition on events selects the deliveries of matching events. Conditions on deliveries (`states`, `channel`,
+    `recipient`) select the events that have a delivery which meets all of them.
+    """
 
     states: frozenset[State] = frozenset()
     channel: str | None = None
-    since: datetime | None = None
-    """Selects deliveries that were created at this time or later."""
-    until: datetime | None = None
-    """Selects deliveries that were created before this time."""
+    recipient: str | None = None
+    """A whole recipient as a rule names it, or a whole address of the channel. The case of ASCII letters is ignored."""
     execution: str | None = None
     """The execution, as `project/domain/name` or by name alone."""
     launch_plan: str | None = None
     """The launch plan's name, without project and domain. A long name may also be given as `shortened` returns it."""
-    recipient: str | None = None
-    """A whole recipient as a rule names it, or a whole address of the channel. The case of ASCII letters is ignored."""
-    keys: Sequence[str] = ()
-    """Complete keys of deliveries, or beginnings of keys."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventFilter:
-    """Selects terminal events that meet all given conditions."""
-
-    execution: str | None = None
-    """The execution, as `project/domain/name` or by name alone."""
-    launch_plan: str | None = None
     project: str | None = None
     domain: str | None = None
     phase: str | None = None
     verdict: str | None = None
     since: datetime | None = None
-    """Selects events that were recorded at this time or later."""
+    """Selects deliveries that were created, or events that were recorded, at this time or later."""
     until: datetime | None = None
-    """Selects events that were recorded before this time."""
+    """Selects deliveries that were created, or events that were recorded, before this time."""
+    keys: Sequence[str] = ()
+    """Complete keys of deliveries, or beginnings of keys. Selects deliveries only."""
 
 
 class Cursor(NamedTuple):

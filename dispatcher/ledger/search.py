@@ -11,11 +11,11 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Select, and_, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from dispatcher.ledger.records import Cursor, DeliveryFilter, EventFilter
+from dispatcher.ledger.records import Cursor, Filter
 from dispatcher.ledger.schema import deliveries, delivery_recipients, events
 from dispatcher.model.delivery import State
 from dispatcher.model.event import shortened
@@ -24,13 +24,13 @@ from dispatcher.model.phase import TERMINAL
 KEY_LENGTH = 32
 
 
-def conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
+def conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     """Return the SQL conditions for all parts of the filter, on the table `deliveries`."""
     within = between(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
     return [*delivery_conditions(wanted, deliveries.c), *_key_conditions(wanted), *within]
 
 
-def newest_events(wanted: EventFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
+def newest_events(wanted: Filter, after: Cursor | None, max_rows: int) -> Select[Any]:
     """Select the newest terminal events, by the index that leaves the fewest rows. The index is sorted by `at`."""
     columns = [column for column in events.c if column.name not in {"facts", "considered"}]
     at = events.c.recorded_at
@@ -42,12 +42,20 @@ def newest_events(wanted: EventFilter, after: Cursor | None, max_rows: int) -> S
     return query.order_by(at.desc(), events.c.key.desc()).limit(max_rows)
 
 
-def event_conditions(wanted: EventFilter, row: Any) -> list[ColumnElement[bool]]:
+def events_by_one_index(wanted: Filter) -> bool:
+    """True if one index covers all conditions on events, so that the first rows of the index are the page."""
+    others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel, wanted.recipient)
+    few = wanted.execution is not None and wanted.launch_plan is not None
+    return not few and not wanted.states and others.count(None) == len(others)
+
+
+def event_conditions(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
     """Return the conditions that the search checks on each event that it has read."""
-    names = ("phase", "verdict", "project", "domain")
-    limits = [row[name] == value for name in names if (value := getattr(wanted, name)) is not None]
-    if wanted.launch_plan is not None:
-        limits.append(of_launch_plan(row.launch_plan, wanted.launch_plan))
+    limits = _on_event(wanted, row)
+    if on_delivery := _on_delivery(wanted, deliveries.c):
+        # Not in WHERE, because the database could choose an index on state and read all such deliveries.
+        matches = func.max(case((and_(*on_delivery), 1), else_=0))
+        limits.append(select(matches).where(deliveries.c.event == row.key).scalar_subquery() == 1)
     return limits
 
 
@@ -56,7 +64,7 @@ def lower(text: str) -> str:
     return "".join(chr(ord(char) + 32) if "A" <= char <= "Z" else char for char in text)[:320].replace("\0", "")
 
 
-def newest_deliveries(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
+def newest_deliveries(wanted: Filter, after: Cursor | None, max_rows: int) -> Select[Any]:
     """Select the newest deliveries, by the index that leaves the fewest rows. The index is sorted by `at`."""
     if wanted.execution is not None or wanted.keys:
         at, key = deliveries.c.created_at, deliveries.c.key
@@ -77,7 +85,7 @@ def newest_deliveries(wanted: DeliveryFilter, after: Cursor | None, max_rows: in
     return query.order_by(at.desc(), key.desc()).limit(max_rows)
 
 
-def _by_state(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
+def _by_state(wanted: Filter, after: Cursor | None, max_rows: int) -> Select[Any]:
     """Read the newest deliveries of each wanted state from the index on state, and select the newest of all these."""
     at, key = deliveries.c.created_at, deliveries.c.key
     within = between(at, key, wanted.since, wanted.until, after)
@@ -106,7 +114,7 @@ def between(at: Any, key: Any, since: datetime | None, until: datetime | None, a
     return limits
 
 
-def _key_conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
+def _key_conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     """Return the conditions on delivery keys and on the execution. An index finds the few deliveries that meet them."""
     limits: list[ColumnElement[bool]] = []
     if wanted.keys:
@@ -179,17 +187,40 @@ the character after "/". So `project/domain0` sorts after all keys of this proje
 to the next place."""
 
 
-def delivery_conditions(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool]]:
-    """Return the conditions that the search checks on each row that it has read."""
+def deliveries_by_one_index(wanted: Filter) -> bool:
+    """True if one index covers all conditions on deliveries, so that the first rows of the index are the page."""
+    others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel)
+    few = wanted.execution is not None or bool(wanted.keys)
+    given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
+    return others.count(None) == len(others) and sum(given) <= 1
+
+
+def delivery_conditions(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
+    """Return the conditions that the search checks on each delivery that it has read."""
+    limits = _on_delivery(wanted, row)
+    if on_event := _on_event(wanted, events.c):
+        # A scalar subquery, because the database could turn a join around and read all matching events first.
+        its_event = select(events.c.key).where(events.c.key == row.event, *on_event)
+        limits.append(its_event.scalar_subquery() == row.event)
+    return limits
+
+
+def _on_event(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
+    """Return the conditions on the columns of an event."""
+    names = ("project", "domain", "phase", "verdict")
+    limits = [row[name] == value for name in names if (value := getattr(wanted, name)) is not None]
+    if wanted.launch_plan is not None:
+        limits.append(of_launch_plan(row.launch_plan, wanted.launch_plan))
+    return limits
+
+
+def _on_delivery(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
+    """Return the conditions on the columns of a delivery."""
     limits: list[ColumnElement[bool]] = []
     if wanted.states:
         limits.append(row.state.in_(sorted(wanted.states)))
     if wanted.channel is not None:
         limits.append(row.channel == wanted.channel)
-    if wanted.launch_plan is not None:
-        # A scalar subquery, because the database could turn a join around and read all events of the launch plan first.
-        plan = select(events.c.launch_plan).where(events.c.key == row.event).scalar_subquery()
-        limits.append(of_launch_plan(plan, wanted.launch_plan))
     if wanted.recipient is not None:
         its_entry = select(delivery_recipients.c.delivery).where(
             delivery_recipients.c.recipient == lower(wanted.recipient),

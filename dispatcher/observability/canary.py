@@ -135,10 +135,10 @@ class Canary:
 
     async def _arrival(self, event: Event) -> datetime | str:
         """Return when the canary arrived, or the reason why it has not arrived yet."""
-        from dispatcher.ledger import DeliveryFilter  # noqa: PLC0415 - only the running service needs the ledger
+        from dispatcher.ledger import Filter  # noqa: PLC0415 - only the running service needs the ledger
 
         try:
-            found = await self.ledger.history.find(DeliveryFilter(execution=str(event.execution)), limit=10)
+            found = await self.ledger.history.find(Filter(execution=str(event.execution)), limit=10)
         except DispatcherError as error:
             return str(error)
         return _arrival(found)

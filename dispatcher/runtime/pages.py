@@ -98,7 +98,7 @@ def _console(
     ledger = parts.ledger
     operations = Operations(ledger, parts.intake, clock, wake_workers)
     activity_stream = ActivityStream(ledger.queries, stopping)
-    api = Api(ledger, operations, activity_stream, clock, base_path=base_path)
+    api = Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, base_path=base_path)
     console = Console(
         ledger,
         operations,

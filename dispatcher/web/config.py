@@ -23,6 +23,7 @@ from channels.common.secret import ExistingFile, HeaderToken, HeaderTokenFile, S
 from channels.common.tls import check_certificate
 from dispatcher.model.rate_limit import Rate, parse_rate
 from dispatcher.parsing.duration import Duration
+from dispatcher.parsing.validation_errors import message_of
 
 MIN_TOKEN_LENGTH = 16
 """Minimum number of characters of a token. A shorter token could be guessed."""
@@ -249,7 +250,7 @@ class HttpConfig(BaseModel):
         try:
             callers = list(self.callers())
         except ValidationError as error:  # only http.token can be invalid here: `tokens` was validated before
-            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+            raise ValueError(message_of(error.errors()[0])) from None
         if len({caller.name for caller in callers}) < len(callers):
             raise ValueError("each of tokens needs a unique name; `publisher` is the name of http.token")
         if not callers and self.oidc is None and not self.loopback:

@@ -17,6 +17,7 @@ from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import delivery_key
 from dispatcher.model.event import Event
+from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.preview.html import headline, page, plain_text
 from dispatcher.runtime.wiring import make_renderer
 
@@ -136,8 +137,7 @@ def with_changes(event: Event, changes: Sequence[str]) -> Event:
     try:
         event = Event.model_validate(data)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise Unreadable(f"no event any more with {', '.join(changes)}: {wrong}") from None
+        raise Unreadable(f"no event any more with {', '.join(changes)}: {every_problem(error)}") from None
     validated = event.model_dump(mode="json")
     for path in paths:
         if not _has_path(validated, path):

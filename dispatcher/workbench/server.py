@@ -31,6 +31,7 @@ from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError
 from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL
+from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.rendering.folders import built_in_folder
 from dispatcher.rendering.samples import sample_event
 from dispatcher.web.server import serving
@@ -116,8 +117,7 @@ class Workbench:
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             return _json(error=f"no JSON that can be read: {error}")
         except ValidationError as error:
-            wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            return _json(error=f"no event: {'; '.join(wrong)}")
+            return _json(error=f"no event: {every_problem(error)}")
         if channel not in CHANNEL_TYPES or not event.phase.terminal:
             return _json(error=f"no message for {event.phase} on {channel}")
         try:

@@ -15,7 +15,7 @@ import yaml
 
 from channels.contract import Answer, Receipt
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
-from dispatcher.ledger import DeliveryFilter
+from dispatcher.ledger import Filter
 from dispatcher.model.delivery import Dead, Outcome, Retry, Sent
 from dispatcher.model.event import ExecutionId
 from tests.support import terminal
@@ -101,7 +101,7 @@ async def filled(console: ConsoleServer) -> None:
 
 async def test_whatever_the_ledger_has_is_shown_as_text(console: ConsoleServer, tmp_path: Path) -> None:
     await filled(console)
-    stored = await console.ledger.history.find(DeliveryFilter(), limit=9)
+    stored = await console.ledger.history.find(Filter(), limit=9)
     rejected = await console.ledger.rejected.find(limit=9)
     config = tmp_path / "dispatcher.yaml"
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"

@@ -100,10 +100,10 @@ def found(folder: Path, text: str) -> list[str]:
             MAIL % "username: u, password_file: latin1",
             "channels.email.password_file: latin1 can't be used: it is not UTF-8",
         ),
-        (MAIL % "port: 99999", "channels.email.port: Input should be less than or equal to 65535"),
+        (MAIL % "port: 99999", "channels.email.port: must be less than or equal to 65535"),
         (MAIL % "ca_file: pem", "channels.email.ca_file: pem has no certificate that can be read: PEM is expected"),
         (MAIL % "cert_file: pem", "channels.email: cert_file and key_file are not a certificate and its key"),
-        (MAIL % "retry: {initial: 0s}", "channels.email.retry.initial: Input should be greater than 0 seconds"),
+        (MAIL % "retry: {initial: 0s}", "channels.email.retry.initial: must be greater than 0 seconds"),
         (
             MAIL % "retry: {deadline: 9999999999d}",
             "channels.email.retry.deadline: '9999999999d' is too long: 36500d is the",
@@ -162,7 +162,7 @@ def found(folder: Path, text: str) -> list[str]:
         ("kafka: {bootstrap_servers: a, topics: ['a b']}", "kafka.topics.0: not a topic's name"),
         (
             "kafka: {bootstrap_servers: a, session_timeout: 2h}",
-            "kafka.session_timeout: Input should be less than or equal",
+            "kafka.session_timeout: must be less than or equal",
         ),
         (
             "kafka: {bootstrap_servers: a, security_protocol: SSL, ca_file: pem}",
@@ -175,7 +175,7 @@ def found(folder: Path, text: str) -> list[str]:
         ),
         ("ledger: {url: 'postgresql://u@h:99999/d'}", "ledger.url: no such port: ports are 1 to 65535"),
         ("ledger: {url: 'sqlite:////no/such/x.db'}", "s.yaml:3: ledger.url: no such folder: /no/such"),
-        ("ledger: {retention: 0s}", "ledger.retention: Input should be greater than or equal to 1 hour"),
+        ("ledger: {retention: 0s}", "ledger.retention: must be greater than or equal to 1 hour"),
         ("rules: {flyte_admin: {endpoint: 'a:99999'}}", "rules.flyte_admin.endpoint: 'a:99999' is no gRPC endpoint"),
         ("rules: {flyte_admin: {endpoint: a, ca_file: pem}}", "rules.flyte_admin.ca_file: pem has no certificate"),
         (

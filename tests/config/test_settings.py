@@ -119,7 +119,7 @@ def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) 
         (EMAIL.replace("host", "hots"), "channels.email.hots: unknown option; did you mean 'host'?"),
         (
             EMAIL.replace("}", ", security: ssl}"),
-            "channels.email.security: Input should be 'none', 'starttls' or 'tls'",
+            "channels.email.security: must be 'none', 'starttls' or 'tls'",
         ),
         ("http: {listen: '0.0.0.0:8080'}", "listen is not a loopback address: set token or token_file"),
         (
@@ -145,7 +145,7 @@ def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) 
         ("a: [", "broken YAML"),
         ("- a", "the settings are one mapping"),
         (EMAIL.replace("}", ", rate: fast}"), "is no rate: write 1/s, 120/min or 500/h"),
-        ("ledger: {lease: 1s}", "ledger.lease: Input should be greater than or equal to 3 seconds"),
+        ("ledger: {lease: 1s}", "ledger.lease: must be greater than or equal to 3 seconds"),
         ("rules:\n  flyte_admin: {}", "dispatcher.yaml:2: rules.flyte_admin.endpoint: must be set"),
         ("rules: {flyte_admin: {endpoint: 'https://flyte'}}", "rules.flyte_admin.endpoint: 'https://flyte' is no gRPC"),
         ("rules: {flyte_admin: {endpont: 'flyte:81'}}", "endpont: unknown option; did you mean 'endpoint'?"),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels.contract import Answer, InDoubt, Later, Message, Receipt, ThreadBy
-from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent
+from dispatcher.ledger import Filter, Ledger, RecordedEvent
 from dispatcher.model.delivery import State, execution_subject
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
@@ -131,17 +131,17 @@ async def play(by: ThreadBy, arriving: Sequence[Run], sends_between: Sequence[bo
                 await record(ledger, planner, run)
                 if sends_between[at % len(sends_between)]:
                     await deliver_once(ledger, channel, clock)
-            waiting = DeliveryFilter(states=frozenset({State.WAITING}))
+            waiting = Filter(states=frozenset({State.WAITING}))
             for _ in range(200):
                 if not await ledger.history.find(waiting, limit=1):
                     break
                 clock.advance(timedelta(minutes=1))
                 await deliver_once(ledger, channel, clock)
             assert await ledger.history.find(waiting, limit=9) == []
-            assert await ledger.history.find(DeliveryFilter(states=frozenset({State.DEAD})), limit=9) == []
+            assert await ledger.history.find(Filter(states=frozenset({State.DEAD})), limit=9) == []
             open_subjects = {
                 found.delivery.subject
-                for found in await ledger.history.find(DeliveryFilter(), limit=99)
+                for found in await ledger.history.find(Filter(), limit=99)
                 if found.delivery.thread in account.open_incidents
             }
     assert open_subjects == expected(by, arriving)

@@ -14,7 +14,7 @@ import structlog
 from channels.contract import Answer, Message, Never, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.delivering.worker import DeliveryWorker
-from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent, Settlement
+from dispatcher.ledger import Filter, Ledger, RecordedEvent, Settlement
 from dispatcher.model.delivery import STUMBLED, Delivery, Kind, State
 from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.planning.contents import Contents
@@ -119,7 +119,7 @@ async def test_a_row_that_cant_be_read_is_given_up_and_the_fallback_recipients_a
 
     await run.check_neighbours()
     await run.check_dead(poison, "internal error: LedgerFailed: JSONDecodeError: ")
-    (notice,) = await ledger.history.find(DeliveryFilter(channel="email"), limit=9)
+    (notice,) = await ledger.history.find(Filter(channel="email"), limit=9)
     assert notice.delivery.fallback_for == poison.key
     assert notice.delivery.reason.startswith("a recipient that can't be read could not be notified through slack: ")
 
@@ -203,7 +203,7 @@ async def test_an_answer_that_cant_be_written_is_left_out(
     assert run.sent["poison"] == 1
     (attempt,) = await ledger.history.attempts(poison.key)
     assert "the ledger can't write the answer" in {attempt.answer, attempt.reason}
-    (stored,) = await ledger.history.find(DeliveryFilter(keys=[poison.key]), limit=1)
+    (stored,) = await ledger.history.find(Filter(keys=[poison.key]), limit=1)
     assert stored.delivery.state is state
 
 

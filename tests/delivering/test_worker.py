@@ -28,7 +28,7 @@ from channels.contract import (
 )
 from dispatcher.clock import SystemClock
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent, Settlement, StoredDelivery
+from dispatcher.ledger import Filter, Ledger, RecordedEvent, Settlement, StoredDelivery
 from dispatcher.model.delivery import Delivery, Dropped, Sent, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
@@ -71,7 +71,7 @@ async def record(ledger: Ledger, *recipients: str, name: str = "f1") -> None:
 
 async def wait_settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[StoredDelivery]:
     """Wait until `count` of the channel's deliveries are settled, and return them."""
-    wanted = DeliveryFilter(states=frozenset({State.SENT, State.DEAD}), channel=channel)
+    wanted = Filter(states=frozenset({State.SENT, State.DEAD}), channel=channel)
 
     async def settled() -> list[StoredDelivery]:
         found = await ledger.history.find(wanted, limit=100)
@@ -122,7 +122,7 @@ async def test_a_recipient_that_the_channel_does_not_know_gets_a_mail(ledger: Le
     async with running(a_worker(ledger, ScriptedChannel(lambda _: UnknownRecipient("nobody")))):
         await wait_settled(ledger)
 
-    (mail,) = await ledger.history.find(DeliveryFilter(channel="email"), limit=5)
+    (mail,) = await ledger.history.find(Filter(channel="email"), limit=5)
     assert (mail.delivery.addresses, mail.delivery.state) == (("who@x.com",), State.WAITING)
 
 
@@ -221,9 +221,7 @@ async def test_deliveries_that_wait_for_a_slot_are_released_unattempted_when_the
         await released.wait()
 
     assert len(channel.sent) == 1
-    attempts = {
-        stored.delivery.key: stored.delivery.attempt for stored in await ledger.history.find(DeliveryFilter(), limit=5)
-    }
+    attempts = {stored.delivery.key: stored.delivery.attempt for stored in await ledger.history.find(Filter(), limit=5)}
     assert attempts.pop(channel.sent[0].key) == 1
     assert [*attempts.values()] == [0]
 
@@ -253,7 +251,7 @@ async def test_an_abandoned_delivery_is_released_uncounted_and_in_doubt(ledger: 
         worker.stop()
         worker.abandon()
 
-    (stored,) = await ledger.history.find(DeliveryFilter(), limit=5)
+    (stored,) = await ledger.history.find(Filter(), limit=5)
     assert (stored.delivery.state, stored.delivery.attempt, stored.delivery.in_doubt) == (State.WAITING, 0, True)
     assert stored.delivery.lease is None
 
@@ -277,7 +275,7 @@ async def test_claimed_deliveries_that_are_not_sent_yet_are_released_when_the_wo
         await claimed.wait()
 
     assert channel.sent == []
-    deliveries = [stored.delivery for stored in await ledger.history.find(DeliveryFilter(), limit=5)]
+    deliveries = [stored.delivery for stored in await ledger.history.find(Filter(), limit=5)]
     assert [(delivery.lease, delivery.attempt, delivery.in_doubt) for delivery in deliveries] == [(None, 0, False)] * 2
 
 
@@ -299,7 +297,7 @@ async def test_abandoning_twice_does_not_cancel_a_release(ledger: Ledger) -> Non
         await releasing.wait()
         worker.abandon()
 
-    (stored,) = await ledger.history.find(DeliveryFilter(), limit=5)
+    (stored,) = await ledger.history.find(Filter(), limit=5)
     assert (stored.delivery.lease, stored.delivery.attempt, stored.delivery.in_doubt) == (None, 0, True)
 
 
@@ -458,12 +456,12 @@ async def test_the_fallback_recipients_are_notified_of_a_dead_delivery(ledger: L
     async with running(a_worker(ledger, ScriptedChannel(lambda _: Never("is_archived")), planner=planner)):
         await wait_settled(ledger, 2)
 
-    (notice,) = await ledger.history.find(DeliveryFilter(channel="email"), limit=9)
+    (notice,) = await ledger.history.find(Filter(channel="email"), limit=9)
     assert notice.delivery.fallback_for in {delivery.delivery.key for delivery in await wait_settled(ledger, 2)}
     async with running(a_worker(ledger, ScriptedChannel(lambda _: Never("550")), name="email", planner=planner)):
         (dead,) = await wait_settled(ledger, channel="email")
     assert dead.delivery.state is State.DEAD
-    assert len(await ledger.history.find(DeliveryFilter(), limit=9)) == 3
+    assert len(await ledger.history.find(Filter(), limit=9)) == 3
 
 
 async def record_success(ledger: Ledger, name: str, started_at: datetime) -> None:
@@ -515,7 +513,7 @@ async def test_a_superseded_failure_is_dropped_before_the_channel_is_called_wher
                 ) is None or stored.delivery.state is State.WAITING:
                     await asyncio.sleep(0.02)
         assert (len(channel.sent), stored.delivery.state) == (sent, state)
-    assert await ledger.history.find(DeliveryFilter(channel="email"), limit=9) == []
+    assert await ledger.history.find(Filter(channel="email"), limit=9) == []
     assert [type(settlement.outcome) for settlement, _ in settled] == [Dropped, Sent]
 
 
@@ -565,7 +563,7 @@ async def test_a_refusal_of_the_dispatcher_gives_one_notice_after_15_minutes_and
             for _replica in range(replicas):
                 worker = a_worker(ledger, channel, clock=clock, planner=planner, policy=RetryPolicy(initial=SECOND))
                 await deliver_due(worker)
-        notices = await ledger.history.find(DeliveryFilter(channel="email"), limit=9)
+        notices = await ledger.history.find(Filter(channel="email"), limit=9)
         return sorted(notice.delivery.kind for notice in notices)
 
     assert await attempt(3) == []  # 10 minutes since the first refusal
@@ -641,7 +639,7 @@ async def test_without_a_rate_limit_a_backlog_to_one_destination_is_limited_by_i
     async with running(
         a_worker(ledger, ScriptedChannel(lambda _: RECEIPT), concurrency=4, rate_limit=RateLimit(max_in_flight=1))
     ):
-        wanted = DeliveryFilter(states=frozenset({State.SENT}))
+        wanted = Filter(states=frozenset({State.SENT}))
         async with asyncio.timeout(60):
             while len(await ledger.history.find(wanted, limit=300)) < 200:
                 await asyncio.sleep(0.1)

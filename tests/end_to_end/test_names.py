@@ -18,7 +18,7 @@ from yarl import URL
 from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
 from dispatcher.flyte.decode import Headers
 from dispatcher.flyte.encode import Format, write
-from dispatcher.ledger import DeliveryFilter, Ledger
+from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.schema import launch_plan_versions
 from dispatcher.model.delivery import State
 from dispatcher.model.event import MAX_SHORT, EntityId, Event, shortened
@@ -108,7 +108,7 @@ async def get(url: str, path: str, **query: str) -> Any:
 async def settled(ledger_url: str, number: int) -> None:
     async with Ledger(ledger_url) as ledger, asyncio.timeout(30):
         while True:
-            found = await ledger.history.find(DeliveryFilter(), limit=200)
+            found = await ledger.history.find(Filter(), limit=200)
             if len(found) >= number and all(one.settled_at for one in found):
                 assert {one.delivery.state for one in found} == {State.SENT}
                 assert len(found) == number

@@ -17,7 +17,7 @@ from dispatcher.config.settings import load
 from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
 from dispatcher.demo.fakes.script import ScriptedReply
 from dispatcher.flyte.encode import Format, write
-from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
+from dispatcher.ledger import Filter, Ledger, StoredDelivery
 from dispatcher.model.event import Options
 from dispatcher.model.phase import Phase
 from dispatcher.runtime.service import Service
@@ -98,7 +98,7 @@ class Team:
         async with Ledger(self._ledger_url) as ledger:
 
             async def matching() -> list[StoredDelivery] | None:
-                found = await ledger.history.find(DeliveryFilter(), limit=100)
+                found = await ledger.history.find(Filter(), limit=100)
                 return found if enough(found) else None
 
             return await until(matching)

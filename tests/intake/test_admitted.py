@@ -196,7 +196,7 @@ CASES = {
                 "bad", options={"notifications": [{"phases": ["FAILED"], "channel": "x" * 33, "recipients": ["a"]}]}
             )
         ),
-        "options.notifications.0.channel: String should have at most 32 characters",
+        "options.notifications.0.channel: must have at most 32 characters",
     ),
     "a channel's name with NUL": (
         native(

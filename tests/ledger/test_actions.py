@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.ledger import Deed, DeliveryFilter, Ledger
+from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.model.delivery import Dead, Delivery
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
 from tests.support.ledger_steps import MINUTE, SENT, an_action, claim, recorded, rejected, settlement
@@ -14,10 +14,10 @@ async def test_a_redrive_makes_matching_dead_deliveries_due_with_a_new_retry_bud
     await ledger.record([recorded(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
     for delivery in await claim(ledger):
         await ledger.settle(settlement(delivery, Dead("gave up")))
-    (one, _) = await ledger.history.find(DeliveryFilter(), limit=5)
+    (one, _) = await ledger.history.find(Filter(), limit=5)
 
-    assert await ledger.redrive(DeliveryFilter(channel="slack"), an_action(at=NOW + MINUTE)) == 0
-    assert await ledger.redrive(DeliveryFilter(keys=[one.delivery.key[:8]]), an_action(at=NOW + MINUTE)) == 1
+    assert await ledger.redrive(Filter(channel="slack"), an_action(at=NOW + MINUTE)) == 0
+    assert await ledger.redrive(Filter(keys=[one.delivery.key[:8]]), an_action(at=NOW + MINUTE)) == 1
 
     (again,) = await claim(ledger, now=NOW + MINUTE)
     assert (again.key, again.attempt, again.retry_window_start, again.created_at) == (
@@ -26,7 +26,7 @@ async def test_a_redrive_makes_matching_dead_deliveries_due_with_a_new_retry_bud
         NOW + MINUTE,
         NOW,
     )
-    assert await ledger.redrive(DeliveryFilter(), an_action(at=NOW + MINUTE)) == 1
+    assert await ledger.redrive(Filter(), an_action(at=NOW + MINUTE)) == 1
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ async def dead(ledger: Ledger) -> list[Delivery]:
 async def test_each_delivery_has_the_redrives_that_concerned_it_in_order(ledger: Ledger, dead: list[Delivery]) -> None:
     one, other = dead
     first = an_action(at=NOW + MINUTE, scope="1 key", why="the relay is fixed \0")
-    await ledger.redrive(DeliveryFilter(keys=[one.key]), first)
+    await ledger.redrive(Filter(keys=[one.key]), first)
     (again,) = await claim(ledger, now=NOW + MINUTE)
     await ledger.settle(settlement(again, Dead("gave up again")))
     second = an_action(at=NOW + 2 * MINUTE)
-    assert await ledger.redrive(DeliveryFilter(), second) == 2
+    assert await ledger.redrive(Filter(), second) == 2
 
     stored = an_action(at=NOW + MINUTE, scope="1 key", why="the relay is fixed \ufffd")
     assert await ledger.history.actions(one.key) == [stored, second]
@@ -56,7 +56,7 @@ async def test_each_delivery_has_the_redrives_that_concerned_it_in_order(ledger:
 
 
 async def test_an_action_that_changes_nothing_is_not_recorded(ledger: Ledger) -> None:
-    assert await ledger.redrive(DeliveryFilter(), an_action()) == 0
+    assert await ledger.redrive(Filter(), an_action()) == 0
     assert await ledger.purge(NOW, limit=9, action=an_action(Deed.PURGE)) == 0
     assert await ledger.history.latest_actions(limit=9) == []
 
@@ -74,7 +74,7 @@ async def test_an_action_is_kept_until_it_and_all_its_deliveries_are_purged(
     ledger: Ledger, dead: list[Delivery]
 ) -> None:
     redrive = an_action(at=NOW + SECOND)
-    await ledger.redrive(DeliveryFilter(), redrive)
+    await ledger.redrive(Filter(), redrive)
     first = an_action(Deed.PURGE, at=NOW + MINUTE)
     assert await ledger.purge(NOW + MINUTE, limit=9, action=first) == 0, "the deliveries wait"
     assert await ledger.history.latest_actions(limit=9) == [redrive]

@@ -22,7 +22,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
 
 from dispatcher.errors import DispatcherError, LedgerIncompatible, LedgerUnavailable
-from dispatcher.ledger import DeliveryFilter, Ledger
+from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.schema import metadata
 from dispatcher.model.delivery import Delivery
@@ -261,7 +261,7 @@ async def test_a_locked_file_is_reported_after_one_wait_however_many_writers_the
             assert asyncio.get_running_loop().time() - began < 15
             assert all(isinstance(result, LedgerUnavailable) for result in results)
             assert "database is locked" in str(results[0])
-            assert len(await ledger.history.find(DeliveryFilter(), limit=5)) == 1  # reads do not wait
+            assert len(await ledger.history.find(Filter(), limit=5)) == 1  # reads do not wait
             assert await rows(url) == before
             other.execute("ROLLBACK")
 
@@ -329,7 +329,7 @@ async def test_a_read_only_file_is_reported_and_works_once_it_is_writable(folder
                 LedgerUnavailable, match=r"ledger\.url: the file .*: attempt to write a readonly database"
             ):
                 await call
-        assert len(await ledger.history.find(DeliveryFilter(), limit=5)) == 1
+        assert len(await ledger.history.find(Filter(), limit=5)) == 1
     allow(folder / "ledger.db", 0o666)
     with unprivileged():
         with suppress(LedgerUnavailable):
@@ -444,7 +444,7 @@ CALLS: dict[str, tuple[Call, str]] = {
 
 async def assert_unchanged(ledger: Ledger, claimed: Delivery) -> None:
     """The interrupted call left no trace."""
-    found = {stored.delivery.key: stored.delivery for stored in await ledger.history.find(DeliveryFilter(), limit=10)}
+    found = {stored.delivery.key: stored.delivery for stored in await ledger.history.find(Filter(), limit=10)}
     assert found[claimed.key] == claimed
     assert await ledger.history.attempts(claimed.key) == []
     assert [delivery.lease for delivery in found.values()].count(None) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from dispatcher.ledger import DeliveryFilter, Ledger
+from dispatcher.ledger import Filter, Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
@@ -18,7 +18,7 @@ async def test_deliveries_are_found_by_state_channel_execution_time_and_key(ledg
     await ledger.record([recorded(a_delivery(one), event=one), recorded(slack, event=two)], [], now=NOW)
 
     async def found(**wanted: Any) -> list[str]:
-        return [one.delivery.channel for one in await ledger.history.find(DeliveryFilter(**wanted), limit=10)]
+        return [one.delivery.channel for one in await ledger.history.find(Filter(**wanted), limit=10)]
 
     assert await found() == ["slack", "email"]
     assert await found(channel="slack") == ["slack"]
@@ -46,8 +46,8 @@ async def test_a_delivery_created_at_a_full_second_is_found_since_that_second(le
     """SQLite compares times as text, so every stored time needs its microseconds."""
     assert NOW.microsecond == 0
     await ledger.record([recorded(a_delivery())], (), now=NOW)
-    assert await ledger.history.find(DeliveryFilter(since=NOW), limit=10)
-    assert not await ledger.history.find(DeliveryFilter(since=NOW + timedelta(microseconds=1)), limit=10)
+    assert await ledger.history.find(Filter(since=NOW), limit=10)
+    assert not await ledger.history.find(Filter(since=NOW + timedelta(microseconds=1)), limit=10)
 
 
 async def test_an_executions_events_are_returned_in_the_order_of_recording(ledger: Ledger) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent, RecordResult
+from dispatcher.ledger import Filter, Ledger, RecordedEvent, RecordResult
 from dispatcher.model.delivery import Dead, NewVersion
 from dispatcher.model.phase import Phase
 from dispatcher.tracing import Span
@@ -35,14 +35,14 @@ async def test_an_event_that_is_recorded_again_adds_nothing(ledger: Ledger) -> N
     again = await ledger.record([recorded(a_delivery(to="somebody-else@example.com"))], [], now=NOW + MINUTE)
 
     assert (again.new, again.waiting) == (frozenset(), [])
-    assert len(await ledger.history.find(DeliveryFilter(), limit=10)) == 1
+    assert len(await ledger.history.find(Filter(), limit=10)) == 1
 
 
 async def test_an_event_twice_in_one_batch_is_recorded_once(ledger: Ledger) -> None:
     written = await ledger.record([recorded(a_delivery()), recorded(a_delivery(to="late@example.com"))], [], now=NOW)
 
     assert len(written.new) == 1
-    (found,) = await ledger.history.find(DeliveryFilter(), limit=10)
+    (found,) = await ledger.history.find(Filter(), limit=10)
     assert found.delivery.recipients == ("dev-team@example.com",)
 
 
@@ -56,7 +56,7 @@ async def test_two_replicas_that_record_the_same_batch_record_each_event_once(le
 
     assert len(one.new) + len(two.new) == 50
     assert not one.new & two.new
-    assert len(await ledger.history.find(DeliveryFilter(), limit=100)) == 50
+    assert len(await ledger.history.find(Filter(), limit=100)) == 50
 
 
 class Traced(Span):
@@ -104,7 +104,7 @@ async def test_contents_of_one_day_are_neighbours_in_the_index(tmp_path: Path) -
 async def test_long_contents_are_read_as_they_were_recorded(ledger: Ledger, length: int) -> None:
     content = {"html": "<p>Käse & co.</p>" * length}
     await ledger.record([recorded(a_delivery(content=content))], (), now=NOW)
-    (found,) = await ledger.history.find(DeliveryFilter(), limit=10)
+    (found,) = await ledger.history.find(Filter(), limit=10)
     assert found.delivery.content == content
 
 
@@ -112,7 +112,7 @@ async def test_times_of_other_zones_are_read_as_the_same_time_in_utc(ledger: Led
     elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
     await ledger.record([recorded(a_delivery(created_at=elsewhere, due_at=elsewhere))], [], now=NOW)
 
-    (found,) = await ledger.history.find(DeliveryFilter(), limit=1)
+    (found,) = await ledger.history.find(Filter(), limit=1)
     assert found.delivery.created_at == NOW
     assert found.delivery.created_at.utcoffset() == timedelta(0)
 
@@ -127,18 +127,18 @@ async def test_a_new_version_is_reported_once_and_a_launch_plans_first_version_n
     ledger: Ledger, ledger_url: str
 ) -> None:
     await ledger.record([run_of("a", "v1"), run_of("b", "v1")], [], now=NOW)
-    assert await ledger.history.find(DeliveryFilter(), limit=9) == []
+    assert await ledger.history.find(Filter(), limit=9) == []
     async with Ledger(ledger_url) as other:
         await asyncio.gather(
             *(one.record([run_of(f"{number}", "v2")], [], now=NOW) for number, one in enumerate([ledger, other] * 5))
         )
     await ledger.record([run_of("c", "v1"), run_of("d", "v9", plan="other")], [], now=NOW)
 
-    (reported,) = await ledger.history.find(DeliveryFilter(), limit=9)
+    (reported,) = await ledger.history.find(Filter(), limit=9)
     assert reported.delivery.channel == "pagerduty"
 
 
 async def test_a_version_may_contain_any_character(ledger: Ledger) -> None:
     for number in range(2):
         await ledger.record([run_of(f"a{number}", "v1\n'\U0001f680")], [], now=NOW)
-    assert await ledger.history.find(DeliveryFilter(), limit=9) == []
+    assert await ledger.history.find(Filter(), limit=9) == []

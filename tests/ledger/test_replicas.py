@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from dispatcher.ledger import DeliveryFilter, Ledger
+from dispatcher.ledger import Filter, Ledger
 from dispatcher.model.delivery import Kind, Retry
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN, Feedback, Rate, RateLimit
 from dispatcher.model.waiting import Wait, WaitKind
@@ -30,7 +30,7 @@ async def test_a_replica_keeps_one_row_until_it_has_not_written_for_an_hour(ledg
 
 async def waits(ledger: Ledger, *, at: float = 0) -> dict[str, list[Wait]]:
     """What each delivery waits for, by its key, `at` seconds after NOW."""
-    found = await ledger.history.find(DeliveryFilter(), limit=9)
+    found = await ledger.history.find(Filter(), limit=9)
     return {one.delivery.key: [*one.waits_for] for one in await ledger.queries.with_waits(found, now=NOW + at * SECOND)}
 
 

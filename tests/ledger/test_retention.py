@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dispatcher.ledger import DeliveryFilter, Ledger
+from dispatcher.ledger import Filter, Ledger
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
 from tests.support.ledger_steps import MINUTE, SENT, claim, claim_slack, recorded, rejected, settlement, slack
 
@@ -23,7 +23,7 @@ async def test_a_purge_deletes_old_finished_events_and_nothing_else(ledger: Ledg
     assert await ledger.purge(NOW + SECOND, limit=10) == 1
     assert await ledger.purge(NOW + SECOND, limit=10) == 0
 
-    remaining = await ledger.history.find(DeliveryFilter(), limit=10)
+    remaining = await ledger.history.find(Filter(), limit=10)
     assert {one.delivery.event for one in remaining} == {open_one.key, young.key}
     assert {(one.delivery.content or {})["subject"] for one in remaining} == {"failed", "the same content"}
     assert await ledger.history.event(old.key) is None

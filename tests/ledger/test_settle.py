@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from channels.contract import Answer
-from dispatcher.ledger import DeliveryFilter, Ledger
+from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.settle import LEASE_LOST
 from dispatcher.model.delivery import Dead, Retry, State
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
@@ -19,7 +19,7 @@ async def test_a_worker_that_lost_its_lease_cannot_settle(ledger: Ledger) -> Non
 
     assert not await ledger.settle(settlement(lost, Dead("no"), a_delivery(to="fallback@example.com")))
     assert await ledger.settle(settlement(taken, SENT))
-    (found,) = await ledger.history.find(DeliveryFilter(), limit=10)
+    (found,) = await ledger.history.find(Filter(), limit=10)
     assert found.delivery.state is State.SENT
     assert [attempt.number for attempt in await ledger.history.attempts(lost.key)] == [1, 2]
 
@@ -73,7 +73,7 @@ async def test_follow_ups_are_written_with_the_settlement(ledger: Ledger) -> Non
         settlement(delivery, SENT, a_delivery(to="refused@example.com", state=State.DEAD, reason="550"))
     )
 
-    (dead,) = await ledger.history.find(DeliveryFilter(states=frozenset({State.DEAD})), limit=5)
+    (dead,) = await ledger.history.find(Filter(states=frozenset({State.DEAD})), limit=5)
     assert dead.delivery.reason == "550"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from channels.contract import Answer, Receipt
-from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent
+from dispatcher.ledger import Filter, Ledger, RecordedEvent
 from dispatcher.model.delivery import Dead, Dropped, DropReason, Kind, Outage, Retry, Sent, State, Success
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
@@ -130,10 +130,10 @@ async def test_a_success_without_an_earlier_failure_sends_nothing(ledger: Ledger
 async def test_a_failure_older_than_a_recorded_success_is_superseded_and_opens_no_thread(ledger: Ledger) -> None:
     assert await record_and_send(ledger, success("b", 2), failure("a", 1)) == ["a/FAILED to ml superseded"]
     assert await record_and_send(ledger, success("c", 3)) == []
-    (found,) = await ledger.history.find(DeliveryFilter(states=frozenset({State.DROPPED})), limit=9)
+    (found,) = await ledger.history.find(Filter(states=frozenset({State.DROPPED})), limit=9)
     assert (found.delivery.drop_reason, found.delivery.reason) == (DropReason.SUPERSEDED, "outdated")
     assert (found.delivery.attempt, await ledger.history.attempts(found.delivery.key)) == (0, [])
-    assert await ledger.redrive(DeliveryFilter(), an_action(at=NOW)) == 0
+    assert await ledger.redrive(Filter(), an_action(at=NOW)) == 0
 
 
 async def test_a_superseded_failure_is_sent_where_nobody_is_paged_and_the_next_success_resolves_it(
@@ -277,7 +277,7 @@ async def test_a_dead_resolved_notice_is_superseded_by_a_newer_failure(ledger: L
     (notice,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)).deliveries
     await ledger.settle(settlement(notice, Dead("gave up")))
     assert await record_and_send(ledger, failure("c", 3)) == ["c/FAILED to ml after 1"]
-    await ledger.redrive(DeliveryFilter(), an_action(at=NOW))
+    await ledger.redrive(Filter(), an_action(at=NOW))
     assert await sent(ledger) == ["b/SUCCEEDED to ml superseded"]
     assert await record_and_send(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 2"]
 
@@ -288,13 +288,13 @@ async def test_a_resolved_notice_replaces_a_rules_delivery_for_the_same_success(
 
     await ledger.record([failure("a", 1), asked], [], now=NOW)
 
-    kinds = [one.delivery.kind for one in await ledger.history.find(DeliveryFilter(), limit=9)]
+    kinds = [one.delivery.kind for one in await ledger.history.find(Filter(), limit=9)]
     assert kinds.count(Kind.RESOLVED_NOTICE) == 1
-    assert len(await ledger.history.find(DeliveryFilter(), limit=9)) == 2
+    assert len(await ledger.history.find(Filter(), limit=9)) == 2
     alone = success("d", 4)
     alone = replace(alone, deliveries=[a_delivery(alone.event, channel="pagerduty", to="ml")])
     await ledger.record([alone], [], now=NOW)
-    (notice,) = await ledger.history.find(DeliveryFilter(execution=str(alone.event.execution)), limit=9)
+    (notice,) = await ledger.history.find(Filter(execution=str(alone.event.execution)), limit=9)
     assert (notice.delivery.kind, notice.delivery.thread) == (Kind.NOTIFICATION, "")
 
 

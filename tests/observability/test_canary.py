@@ -16,7 +16,7 @@ from channels.contract import Answer, Later, Never, Receipt
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.errors import DispatcherError
 from dispatcher.intake.pipeline import Intake
-from dispatcher.ledger import DeliveryFilter, Ledger
+from dispatcher.ledger import Filter, Ledger
 from dispatcher.model.event import Event
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.observability.canary import Canary, CanaryConfig, Publish, through_intake
@@ -87,9 +87,7 @@ async def lose(event: Event) -> None:
 
 async def recipients(ledger: Ledger) -> dict[str, tuple[str, ...]]:
     """The recipients of each event's delivery."""
-    return {
-        one.delivery.event: one.delivery.recipients for one in await ledger.history.find(DeliveryFilter(), limit=20)
-    }
+    return {one.delivery.event: one.delivery.recipients for one in await ledger.history.find(Filter(), limit=20)}
 
 
 async def test_a_canary_that_arrives_is_counted_with_its_duration(ledger: Ledger) -> None:
@@ -227,7 +225,7 @@ async def test_a_canary_arrives_in_a_mailbox(tmp_path: Path, relay: MailReceiver
         await until_arrived(url)
     assert relay.mails[0].recipients == ("canary@example.com",)
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
-        (stored, *_) = await ledger.history.find(DeliveryFilter(), limit=5)
+        (stored, *_) = await ledger.history.find(Filter(), limit=5)
     assert stored.delivery.event.startswith("dispatcher/canary/")
 
 

@@ -19,7 +19,7 @@ from dispatcher.flyte.decode import NATIVE
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.evaluator import IncomingMessage
 from dispatcher.intake.pipeline import Intake
-from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
+from dispatcher.ledger import Filter, Ledger, StoredDelivery
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.rules import RuleBook
@@ -116,7 +116,7 @@ async def test_each_case_gives_the_expected_deliveries(case: Case, tmp_path: Pat
                 files.load()
             await intake.ingest(batch)
 
-        stored = await ledger.history.find(DeliveryFilter(), limit=1000)
+        stored = await ledger.history.find(Filter(), limit=1000)
         rejected = await ledger.rejected.find(limit=1000)
         executions = {name: ExecutionId.parse(f"p/d/{name}") for name in (key.split("/")[0] for key in case.verdicts)}
         verdicts = {
@@ -176,7 +176,7 @@ async def test_a_bare_event_with_flyteadmins_rules_gives_the_same_deliveries(cas
             bare = event.model_copy(update={"form": Format.FLYTE_V1, "plan": None, "options": None})
             await intake.ingest([message(BARE, bare, f"t/0@{at}")])
 
-        stored = await ledger.history.find(DeliveryFilter(), limit=1000)
+        stored = await ledger.history.find(Filter(), limit=1000)
         assert await ledger.rejected.find(limit=1) == []
         for key, verdict in case.verdicts.items():
             (entry,) = await ledger.history.events(ExecutionId.parse(f"p/d/{key.split('/')[0]}"))

@@ -154,7 +154,7 @@ async def serve_console(
         operations = Operations(ledger, intake, clock, lambda: server.wakeups.append(1))
         activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)
         more = [
-            *Api(ledger, operations, activity_stream, clock, base_path=config.base_path).routes,
+            *Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, base_path=config.base_path).routes,
             *routes(
                 Console(
                     ledger,

@@ -1,6 +1,6 @@
-"""Runs `dispatcher` commands and returns what they write, into a pipe and into a terminal.
+"""Runs `dispatcher` commands and returns what they write: in this process, or into a pipe and into a terminal.
 
-One process imports the commands once and forks for each run, because an import takes most of a command's time. `python
+`run`: one process imports the commands once and forks for each run, because an import takes most of a command's time. `python
 -m tests.support.terminal` is that process; it reads the commands from standard input.
 """
 
@@ -25,6 +25,27 @@ class Written:
     terminal: str
     statuses: tuple[int, int]
     """The exit statuses of the two runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command has written, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def invoke(*arguments: str) -> Answer:
+    """Run a command in this process, which is faster than `run`. An error that is no usage error is raised."""
+    from typer.testing import CliRunner
+
+    from dispatcher.cli import app
+
+    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(result.exit_code, result.stdout, result.stderr)
 
 
 async def run(commands: Sequence[Sequence[str]], env: Mapping[str, str] | None = None) -> list[Written]:

@@ -15,7 +15,7 @@ import pytest
 import schemathesis
 
 from dispatcher.flyte.encode import Format, write
-from dispatcher.ledger import Deed, DeliveryFilter
+from dispatcher.ledger import Deed, Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from tests.support.builders import SECOND, a_launch_plan, an_event
@@ -72,8 +72,31 @@ async def test_deliveries_are_found_by_every_combination_of_conditions(console: 
     assert await found("?launch_plan=train.daily&state=dead") == [("first", "slack")]
     assert await found("?execution=flytesnacks/production/second") == [("second", "slack")]
     assert await found("?execution=flytesnacks/production/second&recipient=nobody") == []
+    assert await found("?phase=timed_out&project=flytesnacks&verdict=matched") == [("second", "slack")]
+    assert await found("?domain=production&phase=FAILED&channel=email") == [("first", "email")]
     assert await found("?since=30m") == [("second", "slack")]
     assert len(await found("?until=30m")) == 2
+    page = await call(console, "/deliveries?channel=slak&launch_plan=report.weakly")
+    assert page["hints"] == [
+        "there is no channel in the ledger 'slak': did you mean slack?",
+        "there is no launch plan in the ledger 'report.weakly': did you mean report.weekly?",
+    ]
+    refused = await call(console, "/deliveries?state=ded", status=400)
+    assert refused["detail"] == "state.0: there is no state 'ded': did you mean dead?"
+
+
+async def test_executions_are_found_by_the_deliveries_that_they_led_to(console: ConsoleServer) -> None:
+    await console.finish("first", channels=["email", "slack"])
+    await console.deliver("slack", DEAD)
+    await console.finish("second", channels=["email"])
+    for query, names in (
+        ("state=dead", ["first"]),
+        ("state=waiting&channel=email", ["second", "first"]),
+        ("state=dead&channel=email", []),
+        ("recipient=%23DEV-alerts&phase=FAILED", ["first"]),
+    ):
+        page = await call(console, f"/executions?{query}")
+        assert [entry["execution"]["name"] for entry in page["entries"]] == names, query
 
 
 async def test_pages_have_every_entry_exactly_once(console: ConsoleServer) -> None:
@@ -144,9 +167,7 @@ async def test_only_the_dead_deliveries_that_match_keys_or_filter_are_redriven(c
     assert len(console.wakeups) == 3
     with_reason = {"keys": [dead[0].key], "reason": "x" * 1001}
     await call(console, "/deliveries/redrive", json=with_reason, status=400)
-    states = [
-        stored.delivery.state for stored in await console.ledger.history.find(DeliveryFilter(channel="slack"), limit=9)
-    ]
+    states = [stored.delivery.state for stored in await console.ledger.history.find(Filter(channel="slack"), limit=9)]
     assert states == [State.WAITING] * 3
 
 
@@ -184,7 +205,7 @@ async def test_a_token_with_only_the_read_scope_cannot_redrive(console: ConsoleS
     assert refused["detail"] == "dashboard has no scope operate"
     await call(console, "/deliveries", token=READER)
     await call(console, "/deliveries", token="", status=401)
-    (stored,) = await console.ledger.history.find(DeliveryFilter(), limit=2)
+    (stored,) = await console.ledger.history.find(Filter(), limit=2)
     assert stored.delivery.state is State.DEAD
 
 

@@ -15,7 +15,7 @@ import pytest
 import structlog
 from playwright.async_api import Browser, Page, expect
 
-from dispatcher.ledger import DeliveryFilter, EventFilter
+from dispatcher.ledger import Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from tests.support.chromium import axe_violations, needs_a_browser, opened
@@ -67,11 +67,9 @@ async def html(
 async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
     """The path of a page of each kind, by name."""
     queries = console.ledger.queries
-    dead = (await queries.deliveries(DeliveryFilter(states=frozenset({State.DEAD})), limit=1)).entries[0]
-    mail = (await queries.deliveries(DeliveryFilter(channel="email", states=frozenset({State.SENT})), limit=1)).entries[
-        0
-    ]
-    failed = (await queries.events(EventFilter(phase="FAILED", verdict="matched"), limit=3)).entries[-1]
+    dead = (await queries.deliveries(Filter(states=frozenset({State.DEAD})), limit=1)).entries[0]
+    mail = (await queries.deliveries(Filter(channel="email", states=frozenset({State.SENT})), limit=1)).entries[0]
+    failed = (await queries.events(Filter(phase="FAILED", verdict="matched"), limit=3)).entries[-1]
     rejected = (await queries.rejected(limit=1)).entries[0]
     return {
         "overview": "/console/",
@@ -102,6 +100,14 @@ async def test_every_page_passes_axe_in_light_and_dark_and_fits_a_phone(page: Pa
         wide = await page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 360, f"{name} is {wide} wide"
         await page.set_viewport_size({"width": 1200, "height": 860})
+
+
+async def test_an_empty_list_suggests_names_that_the_ledger_knows(console: ConsoleServer) -> None:
+    await console.finish("one")
+    for listed in ("deliveries", "executions"):
+        page = await html(console, f"/console/{listed}?launch_plan=train.dayly&phase=failed")
+        assert "There is no launch plan in the ledger &#39;train.dayly&#39;: did you mean train.daily?" in page
+        assert "did you mean" in await html(console, f"/console/{listed}?verdict=mached", status=400)
 
 
 async def test_lists_link_to_their_older_entries(console: ConsoleServer) -> None:
@@ -227,7 +233,7 @@ async def test_dead_deliveries_are_redriven_by_keyboard_after_a_confirmation(
         await page.get_by_role("button", name="Redrive 2").press("Enter")
         await expect(page.get_by_role("status")).to_have_text("2 deliveries will be retried now.")
     assert [(line["by"], line["deliveries"]) for line in logged if line["event"] == "redriven"] == [("this machine", 2)]
-    waiting = await console.ledger.history.find(DeliveryFilter(states=frozenset({State.WAITING})), limit=9)
+    waiting = await console.ledger.history.find(Filter(states=frozenset({State.WAITING})), limit=9)
     assert (len(waiting), len(console.wakeups)) == (2, 1)
     await page.goto(f"{console.url}/console/deliveries/{waiting[0].delivery.key}")
     actions = page.get_by_role("region", name="Actions")
@@ -280,7 +286,7 @@ async def test_a_message_preview_shows_hostile_text_without_running_it(page: Pag
         dialogs.append(dialog)
 
     page.on("dialog", on_dialog)
-    for stored in await console.ledger.history.find(DeliveryFilter(), limit=9):
+    for stored in await console.ledger.history.find(Filter(), limit=9):
         await page.goto(f"{console.url}/console/deliveries/{stored.delivery.key}")
         preview = page.frame_locator("iframe.preview")
         await expect(preview.locator("body")).to_contain_text("<script>alert(1)</script>")
@@ -304,7 +310,7 @@ async def test_markup_in_events_is_escaped_on_every_page(console: ConsoleServer)
     await console.intake.ingest(
         [([("content-type", b"application/cloudevents+json"), (HOSTILE, HOSTILE.encode())], body, HOSTILE)]
     )
-    (event,) = (await console.ledger.queries.events(EventFilter(), limit=2)).entries
+    (event,) = (await console.ledger.queries.events(Filter(), limit=2)).entries
     (rejected,) = (await console.ledger.queries.rejected(limit=2)).entries
     paths = [
         "/console/",
@@ -316,7 +322,7 @@ async def test_markup_in_events_is_escaped_on_every_page(console: ConsoleServer)
         "/console/redrive",
         *(
             f"/console/deliveries/{stored.delivery.key}"
-            for stored in await console.ledger.history.find(DeliveryFilter(), limit=9)
+            for stored in await console.ledger.history.find(Filter(), limit=9)
         ),
     ]
     invalid = f"/console/deliveries?recipient={quoted(HOSTILE)}&since={quoted(HOSTILE)}"
@@ -338,7 +344,7 @@ def quoted(text: str) -> str:
 
 async def test_a_message_preview_has_a_policy_that_allows_no_script(console: ConsoleServer) -> None:
     await console.finish("one")
-    (stored,) = await console.ledger.history.find(DeliveryFilter(), limit=2)
+    (stored,) = await console.ledger.history.find(Filter(), limit=2)
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{console.url}/console/deliveries/{stored.delivery.key}/html") as answer:
             policy = answer.headers["Content-Security-Policy"]
@@ -352,7 +358,7 @@ async def test_a_message_preview_has_a_policy_that_allows_no_script(console: Con
 async def test_an_execution_links_to_flytes_console_and_to_its_logs(console: ConsoleServer) -> None:
     await console.finish("one")
     await console.finish("two", url="https://other.example.com/two?a=1&b=2")
-    (mail,) = await console.ledger.history.find(DeliveryFilter(execution="two"), limit=2)
+    (mail,) = await console.ledger.history.find(Filter(execution="two"), limit=2)
     flyte = "https://flyte.example.com/console/projects/flytesnacks/domains/production/executions"
     for path, status, page, name in (
         ("executions/flytesnacks/production/one", 200, f"{flyte}/one", "one"),
@@ -387,7 +393,7 @@ async def test_a_caller_without_the_scope_gets_an_error_and_changes_nothing(tmp_
                 assert answer.status == 403
             async with session.post(f"{console.url}/console/redrive", data=form) as answer:
                 assert answer.status == 401
-        (stored,) = await console.ledger.history.find(DeliveryFilter(), limit=2)
+        (stored,) = await console.ledger.history.find(Filter(), limit=2)
         assert stored.delivery.state is State.DEAD
 
 
@@ -400,14 +406,14 @@ async def test_a_form_without_the_pages_csrf_token_changes_nothing(console: Cons
         session.post(f"{console.url}/console/redrive", data=form) as answer,
     ):
         assert answer.status == 403
-    (stored,) = await console.ledger.history.find(DeliveryFilter(), limit=2)
+    (stored,) = await console.ledger.history.find(Filter(), limit=2)
     assert stored.delivery.state is State.DEAD
 
 
 async def test_the_search_field_leads_to_what_the_text_names(console: ConsoleServer) -> None:
     await console.finish("a7failed", channels=["slack"])
     await console.finish("train.daily", Phase.ABORTED, channels=["slack"])
-    (stored, *_) = await console.ledger.history.find(DeliveryFilter(execution="a7failed"), limit=2)
+    (stored, *_) = await console.ledger.history.find(Filter(execution="a7failed"), limit=2)
 
     async def found(text: str) -> str:
         async with (

@@ -155,7 +155,7 @@ async def test_the_event_is_edited_in_place_and_never_becomes_markup(page: Page)
     await event.fill("{")
     await expect(page.locator("#problems")).to_contain_text("the event is no JSON")
     await event.fill('{"phase": "FAILED"}')
-    await expect(page.locator("#problems")).to_contain_text("no event: execution: Field required")
+    await expect(page.locator("#problems")).to_contain_text("no event: execution: must be set")
 
 
 @needs_a_browser

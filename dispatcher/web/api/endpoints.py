@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -15,9 +15,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dispatcher.clock import Clock
-from dispatcher.explain import delivery_data, delivery_with_history, explanations
-from dispatcher.ledger import DeliveryFilter, Ledger
-from dispatcher.ledger.records import Activity
+from dispatcher.explain import delivery_data, delivery_with_history, event_data, explanations
+from dispatcher.filters import RejectedSearch, Search, unknown_names
+from dispatcher.ledger import Filter, Ledger
+from dispatcher.ledger.records import Activity, Page
 from dispatcher.model.event import ExecutionId
 from dispatcher.operations import Operations, Operator
 from dispatcher.web.activity_stream import ActivityStream
@@ -25,7 +26,6 @@ from dispatcher.web.api import models
 from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document
 from dispatcher.web.auth.access import caller, needs, still_allowed
 from dispatcher.web.config import Scope
-from dispatcher.web.filters import DeliverySearch, ExecutionSearch, RejectedSearch
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
@@ -44,13 +44,16 @@ class Api:
         operations: Operations,
         activity_stream: ActivityStream,
         clock: Clock,
+        channels: Collection[str],
         *,
         base_path: str = "",
     ) -> None:
+        """`channels`: the names of all channels that there are."""
         self._ledger = ledger
         self._operations = operations
         self._activity_stream = activity_stream
         self._clock = clock
+        self._channels = channels
         self._endpoints = self._table()
         self._document = orjson.dumps(document(self._endpoints, base_path=base_path, root=ROOT))
 
@@ -89,7 +92,7 @@ class Api:
                 scope=read,
                 endpoint=self._executions,
                 response=models.Executions,
-                query=ExecutionSearch,
+                query=Search,
             ),
             Operation(
                 method="GET",
@@ -109,7 +112,7 @@ class Api:
                 scope=read,
                 endpoint=self._deliveries,
                 response=models.Deliveries,
-                query=DeliverySearch,
+                query=Search,
             ),
             Operation(
                 method="POST",
@@ -184,10 +187,10 @@ class Api:
         return models.Lag(time_buckets=[models.LagBucket.of(bucket) for bucket in time_buckets])
 
     async def _executions(self, request: ApiRequest) -> BaseModel:
-        search: ExecutionSearch = request.query
+        search: Search = request.query
         wanted, after = _parsed(lambda: (search.wanted(now=self._clock.now()), search.cursor))
         page = await self._ledger.queries.events(wanted, limit=search.limit, after=after)
-        return models.Executions.of(page, models.event_data)
+        return models.Executions.of(page, event_data, await self._hints(page, wanted))
 
     async def _explain(self, request: ApiRequest) -> BaseModel:
         path = {name: request.path[name] for name in ("project", "domain", "name")}
@@ -204,12 +207,15 @@ class Api:
         return models.ExecutionExplanation.of(path, explained)
 
     async def _deliveries(self, request: ApiRequest) -> BaseModel:
-        search: DeliverySearch = request.query
+        search: Search = request.query
         now = self._clock.now()
         wanted, after = _parsed(lambda: (search.wanted(now=now), search.cursor))
         page = await self._ledger.queries.deliveries(wanted, limit=search.limit, after=after)
         page = replace(page, entries=await self._ledger.queries.with_waits(page.entries, now=now))
-        return models.Deliveries.of(page, delivery_data)
+        return models.Deliveries.of(page, delivery_data, await self._hints(page, wanted))
+
+    async def _hints(self, page: Page[Any], wanted: Filter) -> Sequence[str]:
+        return () if page.entries else await unknown_names(self._ledger, wanted, self._channels)
 
     async def _delivery(self, request: ApiRequest) -> BaseModel:
         key = request.path["key"]
@@ -227,12 +233,12 @@ class Api:
         number = await self._operations.redrive(wanted, Operator(caller(request.http), request.body.reason))
         return models.RedriveResult(deliveries=number, more=False, dry_run=False)
 
-    def _redrive_filter(self, body: models.RedriveByKeys | models.RedriveByFilter) -> DeliveryFilter:
+    def _redrive_filter(self, body: models.RedriveByKeys | models.RedriveByFilter) -> Filter:
         match body:
             case models.RedriveByKeys(keys=keys):
-                return DeliveryFilter(keys=keys)
+                return Filter(keys=keys)
             case models.RedriveByFilter(filter=criteria):
-                return criteria.filter(now=self._clock.now())
+                return criteria.wanted(now=self._clock.now())
 
     async def _rejected(self, request: ApiRequest) -> BaseModel:
         search: RejectedSearch = request.query

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dispatcher.explain import Explanation, rejected_details
+from dispatcher.filters import Criteria
 from dispatcher.ledger import Deed, Rejected
-from dispatcher.ledger.records import (
-    EventSummary,
-    Page,
-    TimeBucket,
-)
+from dispatcher.ledger.records import Page, TimeBucket
 from dispatcher.model.delivery import DropReason, Kind, State
 from dispatcher.model.waiting import WaitKind
 from dispatcher.operations import MAX_REASON
-from dispatcher.web.filters import DeliveryCriteria
 
 _Entry = TypeVar("_Entry", bound=BaseModel)
 _Stored = TypeVar("_Stored")
@@ -126,12 +121,6 @@ class TerminalEvent(_Response):
     deliveries: Mapping[State, int]
 
 
-def event_data(summary: EventSummary) -> dict[str, Any]:
-    """Return the data of a `TerminalEvent`."""
-    execution = {"project": summary.project, "domain": summary.domain, "name": summary.name}
-    return {**asdict(summary), "execution": execution}
-
-
 class EvaluatedRule(_Response):
     """A rule, and whether the rule matched the event."""
 
@@ -208,12 +197,21 @@ class EntryPage(_Response, Generic[_Entry]):
             description="True if the search stopped at its row limit before the page was full; continue with `next`."
         ),
     ]
+    hints: Annotated[
+        Sequence[str],
+        Field(
+            description="Names in the filter that the ledger does not know, if the page is empty, with similar ones."
+        ),
+    ]
 
     @classmethod
-    def of(cls, page: Page[_Stored], data: Callable[[_Stored], Any] = lambda entry: entry) -> Self:
+    def of(
+        cls, page: Page[_Stored], data: Callable[[_Stored], Any] = lambda entry: entry, hints: Sequence[str] = ()
+    ) -> Self:
         """`data`: returns the data of an entry, from which its model is validated."""
         cursor = str(page.after) if page.after is not None else None
-        return cls.model_validate({"entries": [*map(data, page.entries)], "next": cursor, "cut": page.cut})
+        entries = [*map(data, page.entries)]
+        return cls.model_validate({"entries": entries, "next": cursor, "cut": page.cut, "hints": hints})
 
 
 class Deliveries(EntryPage[Delivery]):
@@ -300,7 +298,7 @@ class RedriveByKeys(_RedriveRequest):
 class RedriveByFilter(_RedriveRequest):
     """Redrive all dead deliveries that match the filter; an empty filter matches all dead deliveries."""
 
-    filter: DeliveryCriteria
+    filter: Criteria
 
 
 class RedriveResult(_Response):

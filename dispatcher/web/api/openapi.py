@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dispatcher.errors import Unavailable
+from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.version import __version__
 from dispatcher.web.auth.access import SAFE_METHODS, needs
 from dispatcher.web.auth.session import COOKIE
@@ -140,9 +141,7 @@ def _checked(adapter: TypeAdapter[Any], data: Any) -> Any:
     try:
         return adapter.validate_python(data)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        words = (f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}" for one in problems)
-        raise Problem(400, "; ".join(dict.fromkeys(words))) from None
+        raise Problem(400, every_problem(error)) from None
 
 
 # -- the document

@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from channels.contract import Channel, ChannelType
 from dispatcher.clock import Clock
 from dispatcher.errors import Unavailable
+from dispatcher.filters import Search
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import ExecutionId, shortened
 from dispatcher.operations import MAX_REASON, Operations, Operator
@@ -150,6 +151,12 @@ def read_query(model: type[BaseModel], request: Request, *, ignore: Sequence[str
         return model.model_validate(data), ""
     except ValidationError as error:
         return model(), first_problem(error)
+
+
+def channel_choices(console: Console, search: Search) -> list[tuple[str, str]]:
+    """Return the options of the filter by channel: the configured channels, and the one that the search names."""
+    given = {search.channel} if search.channel is not None else set()
+    return [(name, name) for name in sorted(given | set(console.channels))]
 
 
 async def operator(request: Request) -> Operator:

@@ -8,10 +8,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dispatcher.filters import Search, unknown_names
 from dispatcher.ledger.records import Page
 from dispatcher.model.delivery import State
-from dispatcher.web.console.base import Console, read_query
-from dispatcher.web.filters import DeliverySearch
+from dispatcher.web.console.base import Console, channel_choices, read_query
 
 _QUICK: tuple[tuple[str, dict[str, Any]], ...] = (
     ("All", {}),
@@ -25,14 +25,17 @@ _QUICK: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 async def get(console: Console, request: Request) -> Response:
-    search, problem = read_query(DeliverySearch, request, ignore=["redriven"])
+    search, problem = read_query(Search, request, ignore=["redriven"])
     page: Page[Any] = Page([], None)
+    hints: list[str] = []
     try:
         wanted, after = search.wanted(now=console.clock.now()), search.cursor
     except ValueError as error:
         problem = problem or str(error)
     if not problem:
         page = await console.ledger.queries.deliveries(wanted, limit=search.limit, after=after)
+        if not page.entries:
+            hints = await unknown_names(console.ledger, wanted, console.channel_types)
         page = replace(page, entries=await console.ledger.queries.with_waits(page.entries, now=console.clock.now()))
     query = search.model_dump(exclude_defaults=True, exclude={"after"}, mode="json")
     redrive_filter = {name: value for name, value in query.items() if name not in {"state", "limit"}}
@@ -44,12 +47,13 @@ async def get(console: Console, request: Request) -> Response:
         search=search,
         problem=problem,
         page=page,
+        hints=hints,
         query=query,
         older=console.url("deliveries", **query, after=page.after) if page.after is not None else None,
         newest=console.url("deliveries", **query) if search.after else None,
         quick=[(name, console.url("deliveries", **fields), fields == query) for name, fields in _QUICK],
         redrive_all=console.url("redrive", **redrive_filter),
         dead=sum(entry.delivery.state is State.DEAD for entry in page.entries),
-        channels=[(one, one) for one in sorted({*console.channels, *([search.channel] if search.channel else [])})],
+        channels=channel_choices(console, search),
         redriven=int(redriven) if redriven.isdecimal() and len(redriven) < 10 else None,
     )

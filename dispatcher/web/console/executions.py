@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dispatcher.filters import Search, unknown_names
 from dispatcher.ledger.records import Page
-from dispatcher.web.console.base import Console, read_query
-from dispatcher.web.filters import ExecutionSearch
+from dispatcher.web.console.base import Console, channel_choices, read_query
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
     ("All", {}),
@@ -21,14 +21,17 @@ _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
 
 
 async def get(console: Console, request: Request) -> Response:
-    search, problem = read_query(ExecutionSearch, request)
+    search, problem = read_query(Search, request)
     page: Page[Any] = Page([], None)
+    hints: list[str] = []
     try:
         wanted, after = search.wanted(now=console.clock.now()), search.cursor
     except ValueError as error:
         problem = problem or str(error)
     if not problem:
         page = await console.ledger.queries.events(wanted, limit=search.limit, after=after)
+        if not page.entries:
+            hints = await unknown_names(console.ledger, wanted, console.channel_types)
     query = search.model_dump(exclude_defaults=True, exclude={"after"}, mode="json")
     return console.render(
         request,
@@ -37,8 +40,10 @@ async def get(console: Console, request: Request) -> Response:
         search=search,
         problem=problem,
         page=page,
+        hints=hints,
         query=query,
         older=console.url("executions", **query, after=page.after) if page.after is not None else None,
         newest=console.url("executions", **query) if search.after else None,
+        channels=channel_choices(console, search),
         quick=[(name, console.url("executions", **fields), fields == query) for name, fields in _QUICK],
     )

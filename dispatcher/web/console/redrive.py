@@ -9,10 +9,10 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatcher.ledger import DeliveryFilter
+from dispatcher.filters import Criteria
+from dispatcher.ledger import Filter
 from dispatcher.model.delivery import State
 from dispatcher.web.console.base import Console, PageError, operator
-from dispatcher.web.filters import DeliveryCriteria
 from dispatcher.web.forms import Form, read_form
 
 MAX_KEYS = 500
@@ -48,21 +48,21 @@ async def post(console: Console, request: Request) -> Response:
     )
 
 
-def _selection(fields: QueryParams | Form) -> tuple[Sequence[str], DeliveryCriteria]:
+def _selection(fields: QueryParams | Form) -> tuple[Sequence[str], Criteria]:
     keys = fields.getlist("key")
     if len(keys) > MAX_KEYS:
         raise PageError(400, f"More than {MAX_KEYS} deliveries are selected: use a filter instead.")
-    given = {name: fields[name] for name in DeliveryCriteria.model_fields if fields.get(name)}
+    given = {name: fields[name] for name in Criteria.model_fields if fields.get(name)}
     try:
-        return keys, DeliveryCriteria.model_validate(given)
+        return keys, Criteria.model_validate(given)
     except ValidationError:
         raise PageError(400, "The filter is not valid.") from None
 
 
-def _filter(console: Console, keys: Sequence[str], criteria: DeliveryCriteria) -> DeliveryFilter:
+def _filter(console: Console, keys: Sequence[str], criteria: Criteria) -> Filter:
     if keys:
-        return DeliveryFilter(states=_DEAD, keys=keys)
+        return Filter(states=_DEAD, keys=keys)
     try:
-        return criteria.filter(now=console.clock.now(), states=_DEAD)
+        return criteria.wanted(now=console.clock.now(), states=_DEAD)
     except ValueError as error:
         raise PageError(400, str(error)) from None

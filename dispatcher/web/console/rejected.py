@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dispatcher.explain import rejected_details
+from dispatcher.filters import RejectedSearch
 from dispatcher.ledger import Rejected
 from dispatcher.ledger.records import Page
 from dispatcher.web.console.base import Console, PageError, operator, read_query
-from dispatcher.web.filters import RejectedSearch
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
     ("All", {}),

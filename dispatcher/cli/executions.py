@@ -1,0 +1,62 @@
+"""`dispatcher executions`: lists finished executions, with the decision about each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters, write_rest
+from dispatcher.cli._open_ledger import with_ledger
+from dispatcher.cli._options import AsJson, Config, Limit
+from dispatcher.cli._output import time_text, write_json, write_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dispatcher.ledger import Ledger
+    from dispatcher.ledger.records import EventSummary, Page
+    from dispatcher.model.delivery import State
+
+executions = typer.Typer(help="List finished executions.", no_args_is_help=True)
+
+
+@executions.command("list")
+@with_filters()
+def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List finished executions, newest first, with the decision about each and the states of its deliveries. The
+    options --state, --channel and --recipient select executions that have such a delivery.
+    """
+    from dispatcher.explain import event_data
+
+    wanted = filters.wanted()
+
+    async def find(ledger: Ledger) -> Page[EventSummary]:
+        page = await ledger.queries.events(wanted, limit=limit)
+        if not page.entries:
+            await refuse_unknown_names(ledger, wanted)
+        return page
+
+    page = with_ledger(config, find)
+    if as_json:
+        write_json([event_data(entry) for entry in page.entries])
+    else:
+        write_table(
+            ("EXECUTION", "PHASE", "LAUNCH PLAN", "OCCURRED (UTC)", "DELIVERIES", "REASON"),
+            [
+                (
+                    f"{entry.project}/{entry.domain}/{entry.name}",
+                    entry.phase,
+                    entry.launch_plan,
+                    time_text(entry.occurred_at),
+                    _counts(entry.deliveries),
+                    entry.reason,
+                )
+                for entry in page.entries
+            ],
+        )
+    write_rest(page, limit)
+
+
+def _counts(deliveries: Mapping[State, int]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in sorted(deliveries.items())) or "none"

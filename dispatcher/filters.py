@@ -1,0 +1,142 @@
+"""The filters of every search, as text: one definition for commands, the console and the API.
+
+A mistake in a filter is a ValidationError or a ValueError whose message is a sentence for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from dispatcher.ledger import Filter, Ledger
+from dispatcher.ledger.records import Cursor
+from dispatcher.model.delivery import State
+from dispatcher.model.phase import TERMINAL
+from dispatcher.parsing.duration import parse_time
+from dispatcher.parsing.nearest import no_such
+from dispatcher.rules import Verdict
+
+MAX_PAGE_SIZE = 500
+
+
+def _one_of(what: str, values: Iterable[str]) -> BeforeValidator:
+    """Return a validator for one of these values. It also accepts them in another case, and with spaces or hyphens."""
+    known = {value.lower(): value for value in values}
+
+    def read(given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        value = known.get(given.strip().lower().replace(" ", "_").replace("-", "_"))
+        if value is None:
+            raise ValueError(no_such(what, given, known.values()))
+        return value
+
+    return BeforeValidator(read)
+
+
+_State = Annotated[State, _one_of("state", State)]
+_Phase = Annotated[Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"], _one_of("terminal phase", sorted(TERMINAL))]
+_Verdict = Annotated[
+    Literal["matched", "no_matching_rule", "disabled"],
+    _one_of("verdict", [verdict for verdict in Verdict if verdict.decided]),
+]
+
+
+_Text = Annotated[str, Field(min_length=1, max_length=800, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_LaunchPlan = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=3000,
+        pattern=r"^[^\x00]+$",
+        description="Name of the launch plan. A name of more than 255 characters may also be given as the list shows it.",
+    ),
+]
+TimeArgument = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=40,
+        description="A duration before now (`30m`, `24h`, `7d`), or a timestamp (`2026-11-20T09:00Z`).",
+        examples=["24h", "2026-11-20T09:00:00Z"],
+    ),
+]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Criteria(_Parameters):
+    """Selects deliveries, or executions' terminal events, that meet all given conditions (`Filter`)."""
+
+    channel: Annotated[_Text | None, Field(description="`email`, `slack`, …")] = None
+    recipient: Annotated[
+        _Text | None,
+        Field(
+            description="The whole recipient, as the rule or the channel writes it; ASCII letters match in either case."
+        ),
+    ] = None
+    launch_plan: _LaunchPlan | None = None
+    project: _Text | None = None
+    domain: _Text | None = None
+    phase: _Phase | None = None
+    verdict: _Verdict | None = None
+    execution: Annotated[_Text | None, Field(description="`project/domain/name`, or only the name.")] = None
+    since: TimeArgument | None = None
+    until: TimeArgument | None = None
+
+    def wanted(self, *, now: datetime, states: frozenset[State] = frozenset()) -> Filter:
+        """Return the filter for the ledger's queries. Raises ValueError if `since` or `until` is not a valid time."""
+        given = {name: getattr(self, name) for name in Criteria.model_fields}
+        times = {name: parse_time(given[name], now=now) for name in ("since", "until") if given[name] is not None}
+        return Filter(states=states, **given | times)
+
+
+class PageParameters(_Parameters):
+    """Selects one page of a list, in which the newest entries come first."""
+
+    after: Annotated[str | None, Field(max_length=1200, description="`next` of the previous page.")] = None
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE, description="Maximum number of entries.")] = 50
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """The cursor in `after`; None if `after` is not given. Raises ValueError if `after` is not a valid cursor."""
+        return Cursor.parse(self.after) if self.after is not None else None
+
+
+class Search(Criteria, PageParameters):
+    """Parameters of a search for deliveries or executions."""
+
+    state: Annotated[list[_State], Field(description="May be repeated to match several states.")] = []
+
+    def wanted(self, *, now: datetime, states: frozenset[State] = frozenset()) -> Filter:
+        return super().wanted(now=now, states=states or frozenset(self.state))
+
+
+class RejectedSearch(PageParameters):
+    """Parameters of a search for rejected messages."""
+
+    replayed: Annotated[
+        bool | None,
+        Field(description="true selects only replayed messages, false only messages that were not replayed."),
+    ] = None
+
+
+async def unknown_names(ledger: Ledger, wanted: Filter, channels: Iterable[str]) -> list[str]:
+    """Return a sentence for each name in a filter that the ledger does not know, with the nearest names that it knows.
+
+    For a search that found nothing. `channels`: the known channels. Raises LedgerUnavailable.
+    """
+    unknown = dict(await ledger.names.unknown(wanted))
+    if (others := unknown.get("channel")) is not None:
+        unknown["channel"] = others | set(channels)
+        if wanted.channel in unknown["channel"]:
+            del unknown["channel"]
+    return [
+        no_such(f"{kind.replace('_', ' ')} in the ledger", getattr(wanted, kind), names)
+        for kind, names in unknown.items()
+    ]
