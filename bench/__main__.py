@@ -44,6 +44,7 @@ ORDER = (
     "memory",
     "scale",
     "growth",
+    "console",
     "start",
 )
 """In the order of an event's processing; other benchmarks come last."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -21,14 +21,13 @@ from dispatcher.model.delivery import Dead, State
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from tests.support.builders import a_delivery, an_event
-from tests.support.large_ledger import DELIVERIES_PER_EVENT, fill_ledger
+from tests.support.large_ledger import BEGIN, end_of, fill_ledger
 from tests.support.ledger_steps import an_action, recorded
 
 DELIVERIES = int(os.environ.get("LEDGER_ROWS", "100000"))
 """The limits below are the same for any number; LEDGER_ROWS=1000000 takes two minutes longer."""
-BEGIN = datetime.fromtimestamp(1763600000, UTC)
-NOW = BEGIN + timedelta(seconds=DELIVERIES // DELIVERIES_PER_EVENT)
-MIDDLE = Cursor(BEGIN + timedelta(seconds=DELIVERIES // DELIVERIES_PER_EVENT // 2), "7")
+NOW = end_of(DELIVERIES)
+MIDDLE = Cursor(end_of(DELIVERIES // 2), "7")
 STEPS = 4_000_000
 """How many instructions of SQLite's virtual machine one query may take."""
 BUFFERS = 160_000
@@ -108,7 +107,7 @@ QUERIES: dict[str, Query] = {
 
 @pytest.mark.timeout(900)
 async def test_every_query_starts_from_an_index_and_reads_few_rows_of_a_large_ledger(ledger: Ledger) -> None:
-    await fill_ledger(ledger._database, DELIVERIES)
+    await fill_ledger(ledger, DELIVERIES)
     problems_of = sqlite_problems if ledger._database.sqlite else postgres_problems
     wrong = []
     for name, query in QUERIES.items():

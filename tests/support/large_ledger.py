@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from sqlalchemy import text
 
-from dispatcher.ledger.engine import Database
+from dispatcher.ledger import Ledger
 
 DELIVERIES_PER_EVENT = 3
 """There is one event a second."""
+BEGIN = datetime.fromtimestamp(1763600000, UTC)
+"""The time of the first event."""
 
+_MAIL = '{"subject": "failed", "text": "It failed.", "html": "<p>It failed.</p>"}'
+_FACTS = """'{"execution": {"project": "p", "domain": "d", "name": "e' || i || '"}, "phase": "FAILED", "occurredAt": 1763600000}'"""
 _SQLITE = (
     """
     CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < :events - 1)
     SELECT i, strftime('%Y-%m-%d %H:%M:%S', 1763600000 + i, 'unixepoch') || '.000000' AS at FROM n
     """,
-    "INSERT INTO contents VALUES ('c', CAST('{}' AS BLOB))",
-    """
+    f"INSERT INTO contents VALUES ('c', CAST('{_MAIL}' AS BLOB))",
+    f"""
     INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
       CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched',
-      '1 rule matched', CAST('{}' AS BLOB), CAST('[]' AS BLOB) FROM n
+      '1 rule matched', CAST({_FACTS} AS BLOB), CAST('[]' AS BLOB) FROM n
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
@@ -50,11 +56,11 @@ _POSTGRES = (
     CREATE TEMP TABLE n AS
     SELECT i, to_timestamp(1763600000 + i) AS at FROM generate_series(0, CAST(:events AS int) - 1) AS i
     """,
-    "INSERT INTO contents VALUES ('c', convert_to('{}', 'UTF8'))",
-    """
+    f"INSERT INTO contents VALUES ('c', convert_to('{_MAIL}', 'UTF8'))",
+    f"""
     INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
       CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched',
-      '1 rule matched', convert_to('{}', 'UTF8'), convert_to('[]', 'UTF8') FROM n
+      '1 rule matched', convert_to({_FACTS}, 'UTF8'), convert_to('[]', 'UTF8') FROM n
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
@@ -79,8 +85,14 @@ _POSTGRES = (
 )
 
 
-async def fill_ledger(database: Database, deliveries: int) -> None:
+def end_of(deliveries: int) -> datetime:
+    """The time after the last event of a ledger with this number of deliveries."""
+    return BEGIN + timedelta(seconds=deliveries // DELIVERIES_PER_EVENT)
+
+
+async def fill_ledger(ledger: Ledger, deliveries: int) -> None:
     """Write this number of deliveries with their events, and for each event an attempt and a rejected message."""
+    database = ledger._database
     async with database.writing() as connection:
         for statement in _SQLITE if database.sqlite else _POSTGRES:
             parameters = {"events": deliveries // DELIVERIES_PER_EVENT} if ":events" in statement else {}
