@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from tempfile import TemporaryDirectory
 
 import aiohttp
@@ -26,6 +27,7 @@ from tests.support.large_ledger import end_of, fill_ledger
 SMALL = 3_000
 LARGE = {"SQLite": 300_000, "PostgreSQL": 3_000_000}
 SMOKE = 30_000
+FILL_TIMEOUT = timedelta(minutes=10)
 GOALS = {"SQLite": Goal("at most", 400, of="value"), "PostgreSQL": Goal("at most", 1000, of="value")}
 PAGES = (
     "/",
@@ -58,7 +60,7 @@ async def measured(urls: Mapping[int, str], rounds: int) -> Mapping[int, Times]:
         consoles = {}
         for size, url in urls.items():
             await migrated(url)
-            async with Ledger(url) as ledger:
+            async with Ledger(url, timeout=FILL_TIMEOUT) as ledger:
                 await fill_ledger(ledger, size)
             consoles[size] = await stack.enter_async_context(serve_console(url, ManualClock(end_of(size))))
         session = await stack.enter_async_context(aiohttp.ClientSession())

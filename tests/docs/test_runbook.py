@@ -1,0 +1,154 @@
+"""Each question of docs/runbook.md: its command and its page answer it, beside a replica that has a bad day."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from dispatcher.demo.fakes.mail import MailReceiver
+from dispatcher.flyte.decode import Headers
+from dispatcher.flyte.encode import Format, write
+from dispatcher.model.event import Options
+from dispatcher.model.phase import Phase
+from tests.support.builders import a_launch_plan, an_event
+from tests.support.pages import ROOT, words
+from tests.support.service import free_port, serving
+from tests.support.several_commands import run_several
+from tests.support.waiting import until
+
+JANE, TEAM = "jane.doe@example.com", "dev-team@example.com"
+REFUSAL = "550 5.1.1 no such user"
+PLAN = {
+    "launch_plan": {"project": "flytesnacks", "domain": "production", "name": "train.daily"},
+    "notifications": [
+        {"phases": ["FAILED"], "email": {"recipients_email": [JANE]}},
+        {"phases": ["FAILED"], "email": {"recipients_email": [TEAM]}},
+        {"phases": ["FAILED"], "slack": {"recipients_email": ["#dev-alerts"]}},
+    ],
+}
+ANSWERS = {
+    "Why has jane got nothing since 9?": (JANE, "dead", REFUSAL),
+    "What waits, and for what?": ("#dev-alerts", "waiting", "can't be reached"),
+    "Who was notified of this execution, and why?": ("train.daily.yaml", TEAM, "sent", REFUSAL),
+    "Why was nobody notified of it?": ("options.disable_notifications is set",),
+    "What did the provider answer?": (REFUSAL,),
+    "What was given up, and why?": (JANE, REFUSAL),
+    "What would a redrive send again?": ("1", JANE),
+    "Which messages could not be read?": ("broken JSON", "http"),
+    "What would a replay do?": ("broken JSON",),
+    "What did operators do?": ("this machine", "the mailbox is back"),
+    "Is it us or Slack?": ("slack", "can't be reached"),
+}
+"""For each question, the words that its command prints and that its page shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    text: str
+    command: str
+    page: str
+
+
+def questions() -> Iterator[Question]:
+    section = (ROOT / "docs/runbook.md").read_text().partition("\n## Fifteen questions\n")[2].partition("\n## ")[0]
+    for part in section.split("\n### ")[1:]:
+        (command,) = re.findall(r"^\$ (dispatcher .+)$", part, re.MULTILINE)
+        (page,) = re.findall(r"^Page: `(/.+)`$", part, re.MULTILINE)
+        yield Question(part.partition("\n")[0], command, page)
+
+
+@dataclass(frozen=True, slots=True)
+class BadDay:
+    """A replica whose Slack can't be reached, and whose relay refuses Jane."""
+
+    config: Path
+    url: str
+    keys: dict[str, str]
+    """The placeholders of the page, and what they stand for here."""
+
+    def here(self, text: str) -> str:
+        for placeholder, value in self.keys.items():
+            text = re.sub(rf"\b{placeholder}\b", value, text)
+        return text
+
+    async def pages(self, paths: list[str]) -> list[str]:
+        """The text that a reader sees on these pages."""
+        async with aiohttp.ClientSession() as session:
+            return [await self._text(session, path) for path in paths]
+
+    async def _text(self, session: aiohttp.ClientSession, path: str) -> str:
+        async with session.get(f"{self.url}{path}") as answer:
+            assert answer.status == 200, path
+            return html.unescape(re.sub(r"<[^>]*>", " ", await answer.text()))
+
+
+@asynccontextmanager
+async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
+    (folder / "train.daily.yaml").write_text(yaml.safe_dump(PLAN))
+    async with MailReceiver(refuse={JANE: REFUSAL}) as relay:
+        settings: dict[str, Any] = {
+            "http": {"console": True},
+            "rules": {"launch_plans": ["./train.daily.yaml"]},
+            "channels": {
+                "email": {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "flyte@example.com"},
+                "slack": {"token": "xoxb-example", "api_url": f"http://127.0.0.1:{free_port()}/api/"},
+            },
+        }
+        async with serving(folder, settings) as replica, aiohttp.ClientSession() as session:
+            config = folder / "dispatcher.yaml"
+            for name, options in (("a7failed", None), ("a7quiet", Options(disable_notifications=True))):
+                event = an_event(Phase.FAILED, name=name, launch_plan=a_launch_plan(), options=options)
+                written = write(event, Format.NATIVE)
+                await publish(session, replica.url, written.headers, written.value)
+            await publish(session, replica.url, [("content-type", b"application/cloudevents+json")], b"{oops")
+            api = f"{replica.url}/api/v1"
+            key = await settled(session, api)
+            redrive = {"keys": [key], "reason": "the mailbox is back"}
+            async with session.post(f"{api}/deliveries/redrive", json=redrive) as answer:
+                assert answer.status == 200, await answer.text()
+            await settled(session, api)
+            async with session.get(f"{api}/rejected") as answer:
+                (rejected,) = (await answer.json())["entries"]
+            yield BadDay(config, replica.url, {"KEY": key, "ID": rejected["id"]})
+
+
+async def publish(session: aiohttp.ClientSession, url: str, headers: Headers, body: bytes) -> None:
+    named = {name.replace("ce_", "ce-", 1): value.decode() for name, value in headers}
+    async with session.post(f"{url}/events", data=body, headers=named) as answer:
+        assert answer.status < 500, await answer.text()
+
+
+async def settled(session: aiohttp.ClientSession, api: str) -> str:
+    """Wait until Jane's delivery is dead, and an attempt of Slack's has failed. Returns the key of Jane's."""
+
+    async def found() -> str | None:
+        async with session.get(f"{api}/deliveries") as answer:
+            entries = (await answer.json())["entries"]
+        dead = [one["key"] for one in entries if one["state"] == "dead"]
+        return dead[0] if dead and all(one["attempt"] for one in entries) else None
+
+    return await until(found)
+
+
+async def test_each_question_is_answered_by_its_command_and_its_page(tmp_path: Path) -> None:
+    asked = list(questions())
+    assert {one.text for one in asked} == ANSWERS.keys()
+    async with bad_day(tmp_path) as day:
+        commands = [words(day.here(one.command))[1:] for one in asked]
+        printed, shown = await asyncio.gather(
+            run_several(commands, config=day.config), day.pages([day.here(one.page) for one in asked])
+        )
+    for question, (status, output), page in zip(asked, printed, shown, strict=True):
+        assert status == 0, f"{question.command}\n{output}"
+        for word in ANSWERS[question.text]:
+            assert word in output, f"{question.command} does not say {word}:\n{output}"
+            assert word in page, f"{question.page} does not say {word}:\n{page}"
