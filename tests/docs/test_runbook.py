@@ -36,19 +36,19 @@ PLAN = {
     ],
 }
 ANSWERS = {
-    "Why has jane got nothing since 9?": (JANE, "dead", REFUSAL),
-    "What waits, and for what?": ("#dev-alerts", "waiting", "can't be reached"),
-    "Who was notified of this execution, and why?": ("train.daily.yaml", TEAM, "sent", REFUSAL),
+    "Why has jane got nothing since 9?": (JANE, "dead", "550"),
+    "What waits, and for what?": ("#dev-alerts", "waiting", "next"),
+    "Who was notified of this execution, and why?": ("train.daily.yaml", TEAM, "sent", "550"),
     "Why was nobody notified of it?": ("options.disable_notifications is set",),
-    "What did the provider answer?": (REFUSAL,),
-    "What was given up, and why?": (JANE, REFUSAL),
+    "What did the provider answer?": ("550",),
+    "What was given up, and why?": (JANE, "550"),
     "What would a redrive send again?": ("1", JANE),
     "Which messages could not be read?": ("broken JSON", "http"),
     "What would a replay do?": ("broken JSON",),
     "What did operators do?": ("this machine", "the mailbox is back"),
     "Is it us or Slack?": ("slack", "can't be reached"),
 }
-"""For each question, the words that its command prints and that its page shows."""
+"""For each question, words that its command prints and its page shows; single words, because a table may wrap lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,8 @@ async def test_each_question_is_answered_by_its_command_and_its_page(tmp_path: P
             run_several(commands, config=day.config), day.pages([day.here(one.page) for one in asked])
         )
     for question, (status, output), page in zip(asked, printed, shown, strict=True):
-        assert status == 0, f"{question.command}\n{output}"
+        found_a_problem = question.command == "dispatcher check --live"
+        assert status == int(found_a_problem), f"{question.command}\n{output}"
         for word in ANSWERS[question.text]:
             assert word in output, f"{question.command} does not say {word}:\n{output}"
             assert word in page, f"{question.page} does not say {word}:\n{page}"

@@ -40,7 +40,7 @@ def _answer_all() -> None:
             try:
                 main()
             except SystemExit as ended:
-                status = ended.code
+                status = ended.code or 0
         print(json.dumps([status, output.getvalue()]), file=answers, flush=True)
 
 
