@@ -40,7 +40,7 @@ def _one_of(what: str, values: Iterable[str]) -> BeforeValidator:
 _State = Annotated[State, _one_of("state", State)]
 _Phase = Annotated[Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"], _one_of("terminal phase", sorted(TERMINAL))]
 _Verdict = Annotated[
-    Literal["matched", "no_matching_rule", "disabled"],
+    Literal["matched", "no_matching_rule", "resolved", "disabled"],
     _one_of("verdict", [verdict for verdict in Verdict if verdict.decided]),
 ]
 

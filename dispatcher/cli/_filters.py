@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STATES = "waiting|sent|dead|dropped"
 CHANNELS = "email|slack|pagerduty|teams|webhook|…"
 PHASES = "SUCCEEDED|FAILED|ABORTED|TIMED_OUT"
-VERDICTS = "matched|no_matching_rule|disabled"
+VERDICTS = "matched|no_matching_rule|resolved|disabled"
 _TIME = "a duration before now (24h, 7d) or a time (2026-11-20T09:00Z)"
 
 

@@ -346,7 +346,7 @@ def _time(value: Any) -> str:
 
 def _verdict(verdict: str) -> Text:
 
-    return styled(verdict.replace("_", " "), "green" if verdict == "matched" else "yellow")
+    return styled(verdict.replace("_", " "), "green" if verdict in {"matched", "resolved"} else "yellow")
 
 
 def _yes_or_no(matched: bool) -> Text:

@@ -19,8 +19,12 @@ from dispatcher.ledger.rows import delivery_row
 from dispatcher.ledger.schema import contents, deliveries, events, rejected
 from dispatcher.ledger.statements import insert, insert_new
 from dispatcher.ledger.threads import Subjects
-from dispatcher.model.delivery import Delivery, State, time_prefixed
+from dispatcher.model.delivery import Delivery, Kind, State, time_prefixed
 from dispatcher.model.event import shortened
+from dispatcher.model.verdict import Verdict
+
+RECIPIENTS_NAMED = 5
+"""An event's reason names at most this many recipients of resolved notices."""
 
 
 def record(
@@ -31,7 +35,34 @@ def record(
     new = insert_new(connection, events, [_event_row(entry, now) for entry in by_key.values()])
     added = _add_deliveries(connection, [by_key[key] for key in new])
     insert(connection, rejected, [rejected_row(entry) for entry in rejections])
-    return RecordResult(frozenset(new), [one for one in added if one.state is State.WAITING])
+    resolved = _explain_resolved_notices(connection, by_key, added)
+    return RecordResult(frozenset(new), [one for one in added if one.state is State.WAITING], resolved)
+
+
+def _explain_resolved_notices(
+    connection: Connection, entries: Mapping[str, RecordedEvent], added: Sequence[Delivery]
+) -> frozenset[str]:
+    """Write the resolved notices into the reasons of their events. Returns the events whose verdict becomes `resolved`."""
+    notices: dict[str, list[Delivery]] = {}
+    for delivery in added:
+        if delivery.kind is Kind.RESOLVED_NOTICE:
+            notices.setdefault(delivery.event, []).append(delivery)
+    resolved = frozenset(key for key in notices if entries[key].verdict == Verdict.NO_MATCHING_RULE)
+    for key, of_event in notices.items():
+        values = {
+            "verdict": Verdict.RESOLVED if key in resolved else entries[key].verdict,
+            "reason": f"{entries[key].reason}; {_in_words(of_event)}",
+        }
+        connection.execute(update(events).where(events.c.key == key).values(values))
+    return resolved
+
+
+def _in_words(notices: Sequence[Delivery]) -> str:
+    """Return, for example, `2 resolved notices to #alerts, ml-platform`."""
+    recipients = list(dict.fromkeys(recipient for notice in notices for recipient in notice.recipients))
+    more = len(recipients) - RECIPIENTS_NAMED
+    named = ", ".join(recipients[:RECIPIENTS_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"{'1 resolved notice' if len(notices) == 1 else f'{len(notices)} resolved notices'} to {named}"
 
 
 def _add_deliveries(connection: Connection, entries: Sequence[RecordedEvent]) -> Sequence[Delivery]:

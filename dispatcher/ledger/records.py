@@ -53,6 +53,8 @@ class RecordResult:
     """Keys of the events that were recorded for the first time."""
     waiting: Sequence[Delivery] = ()
     """The waiting deliveries of the new events."""
+    resolved: frozenset[str] = frozenset()
+    """Keys of the new events whose verdict the ledger has changed to `resolved`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

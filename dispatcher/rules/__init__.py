@@ -11,8 +11,9 @@ The rules come from the first of these places that has an answer: the Options in
 already applied this precedence; the launch plan files.
 """
 
+from dispatcher.model.verdict import Verdict
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
-from dispatcher.rules.decide import Considered, Decision, Verdict, decide, decides_itself, disabled_by_of
+from dispatcher.rules.decide import Considered, Decision, decide, decides_itself, disabled_by_of
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
 
 __all__ = [

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from dispatcher.model.event import Event
 from dispatcher.model.notification import excess
+from dispatcher.model.verdict import Verdict
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
 from dispatcher.rules.rulebook import ANY, Rule, RuleBook
-
-
-class Verdict(StrEnum):
-    """The decision about an event. The ledger stores these values; pages and commands show `_` as a space."""
-
-    MATCHED = "matched"
-    """At least one rule that applies names the event's phase."""
-    NO_MATCHING_RULE = "no_matching_rule"
-    """No rule that applies names the event's phase, or there are no rules."""
-    DISABLED = "disabled"
-    """Notifications are disabled for this execution."""
-    UNKNOWN_LAUNCH_PLAN = "unknown_launch_plan"
-    """The event does not name its launch plan, and there are no `*` rules for its project and domain."""
-    RULES_UNKNOWN = "rules_unknown"
-    """FlyteAdmin did not say which rules apply, and no file has rules for the launch plan."""
-    TOO_MANY_RULES = "too_many_rules"
-    """More rules apply, or they have more recipients, than one event may have."""
-
-    @property
-    def decided(self) -> bool:
-        """True if the event is decided, even if nothing is sent. An event that is not decided is rejected."""
-        return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.RULES_UNKNOWN, Verdict.TOO_MANY_RULES}
 
 
 class Considered(NamedTuple):

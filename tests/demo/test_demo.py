@@ -55,7 +55,7 @@ async def test_the_demo_delivers_every_expected_message_and_stays_open_until_it_
     for word in (
         "matched",
         "disabled",
-        "no matching rule",
+        "resolved   ",
         "rejected",
         "duplicate",
         "arrived",

@@ -18,7 +18,7 @@ from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Deed, Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
-from tests.support.builders import SECOND, a_launch_plan, an_event
+from tests.support.builders import SECOND, a_launch_plan, an_event, an_execution
 from tests.support.console import DEAD, ConsoleServer, serve_console
 from tests.support.ledger_steps import an_action
 
@@ -145,6 +145,32 @@ async def test_an_execution_is_explained(console: ConsoleServer) -> None:
     assert {one["state"] for one in explanation["deliveries"]} == {"waiting", "dead"}
     assert (await call(console, "/executions?verdict=matched"))["entries"][0]["deliveries"] == {"waiting": 1, "dead": 1}
     await call(console, "/executions/flytesnacks/production/other", status=404)
+
+
+async def test_a_success_that_led_to_resolved_notices_is_not_one_that_notified_nobody(console: ConsoleServer) -> None:
+    await console.finish("broken", channels=["slack", "pagerduty"])
+    await console.deliver("slack")
+    await console.deliver("pagerduty")
+    console.clock.advance(60 * SECOND)
+    start = console.clock.now() - 30 * SECOND
+    success = await console.finish("well", Phase.SUCCEEDED, channels=(), started_at=start)
+    await console.finish("nobody", Phase.SUCCEEDED, channels=(), launch_plan="report.weekly")
+
+    (entry,) = (await call(console, "/executions?verdict=resolved"))["entries"]
+    assert entry["execution"]["name"] == "well"
+    assert entry["reason"].endswith("; 2 resolved notices to #dev-alerts, ml-platform")
+    (other,) = (await call(console, "/executions?verdict=no_matching_rule"))["entries"]
+    assert other["execution"]["name"] == "nobody"
+    (explanation,) = (await call(console, f"/executions/{success.execution}"))["explanations"]
+    assert explanation["event"]["verdict"] == "resolved"
+    assert {one["kind"] for one in explanation["deliveries"]} == {"resolved_notice"}
+    await console.finish("broken again", channels=["slack"])
+    console.clock.advance(60 * SECOND)
+    now = console.clock.now()
+    later = success.model_copy(update={"execution": an_execution("again"), "started_at": now, "occurred_at": now})
+    written = write(later, Format.NATIVE)
+    batch = await console.intake.ingest([(written.headers, written.value, "http")])
+    assert [one.verdict for one in batch.recorded] == ["resolved"]  # the metrics' label `decision`
 
 
 async def test_only_the_dead_deliveries_that_match_keys_or_filter_are_redriven(console: ConsoleServer) -> None:

@@ -15,6 +15,7 @@ _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
     ("All", {}),
     ("Failed", {"phase": "FAILED"}),
     ("No matching rule", {"verdict": "no_matching_rule"}),
+    ("Resolved", {"verdict": "resolved"}),
     ("Disabled", {"verdict": "disabled"}),
     ("Last 24 hours", {"since": "24h"}),
 )

@@ -1,0 +1,30 @@
+"""The decision about an event."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """The decision about an event. The ledger stores these values; pages and commands show `_` as a space."""
+
+    MATCHED = "matched"
+    """At least one rule that applies names the event's phase."""
+    NO_MATCHING_RULE = "no_matching_rule"
+    """No rule that applies names the event's phase, or there are no rules."""
+    RESOLVED = "resolved"
+    """No rule that applies names the phase, but the success ended threads: resolved notices are sent. Only the ledger
+    finds that out, when it records the event."""
+    DISABLED = "disabled"
+    """Notifications are disabled for this execution."""
+    UNKNOWN_LAUNCH_PLAN = "unknown_launch_plan"
+    """The event does not name its launch plan, and there are no `*` rules for its project and domain."""
+    RULES_UNKNOWN = "rules_unknown"
+    """FlyteAdmin did not say which rules apply, and no file has rules for the launch plan."""
+    TOO_MANY_RULES = "too_many_rules"
+    """More rules apply, or they have more recipients, than one event may have."""
+
+    @property
+    def decided(self) -> bool:
+        """True if the event is decided, even if nothing is sent. An event that is not decided is rejected."""
+        return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.RULES_UNKNOWN, Verdict.TOO_MANY_RULES}
