@@ -330,6 +330,9 @@ class Metrics:
             "component",
             "cause",
         )
+        self._rule_problems = self._gauge(
+            "rule_problems", "Invalid files and rules in the rule files; the last valid rules stay in effect."
+        )
         self._loop_delay = self._gauge("loop_delay_seconds", "How late the event loop ran its last heartbeat.")
         self._clock_offset = self._gauge(
             "clock_offset_seconds", "How far this replica's clock is ahead of PostgreSQL's; negative if it is behind."
@@ -373,6 +376,10 @@ class Metrics:
         """Record whether a component's brake is on: nothing is given up (`ledger`), or one message a minute (`slow`)."""
         self._braked.labels(component, "ledger").set(ledger)
         self._braked.labels(component, "errors").set(slow)
+
+    def rule_problems(self, number: int) -> None:
+        """Set the number of invalid files and rules among the rule files."""
+        self._rule_problems.set(number)
 
     def add_watched(self, component: str) -> None:
         """Create the metrics of a component that the watchdog watches, with the value 0."""

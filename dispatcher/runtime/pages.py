@@ -40,7 +40,7 @@ def make_pages(
     ready = ReadyPage({**readiness_checks(parts), **checks})
     page = MetricsPage(metrics.page, _collectors(ready, parts, metrics, clock), metrics.collector_finished)
     endpoint = page.get if http.metrics == "open" else needs(Scope.READ, page.get)
-    console = _console(settings, http.base_path, parts, clock, stopping, inbox_url) if http.console else []
+    console = _console(settings, http.base_path, parts, ready, clock, stopping, inbox_url) if http.console else []
     access_control = AccessControl(http, clock)
     return application(EventsPage(take), ready, endpoint, access_control, console, base_path=http.base_path)
 
@@ -66,6 +66,7 @@ def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) 
         metrics.readiness(await ready.unready_reasons())
         for component, brake in parts.brakes.items():
             metrics.braked(component, ledger=brake.reason is not None, slow=brake.slow)
+        metrics.rule_problems(len(parts.rules.problems))
 
     async def backlog() -> None:
         metrics.backlog(None, now=clock.now())  # clears old values, in case the ledger does not answer
@@ -83,7 +84,13 @@ def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) 
 
 
 def _console(
-    settings: Settings, base_path: str, parts: Parts, clock: Clock, stopping: asyncio.Event, inbox_url: str
+    settings: Settings,
+    base_path: str,
+    parts: Parts,
+    ready: ReadyPage,
+    clock: Clock,
+    stopping: asyncio.Event,
+    inbox_url: str,
 ) -> Sequence[BaseRoute]:
     """Return the HTTP routes of the console and the API."""
     from dispatcher.operations import Operations  # noqa: PLC0415
@@ -110,5 +117,7 @@ def _console(
         console_url=settings.console_url,
         logs_url=settings.logs_url,
         inbox_url=inbox_url,
+        rule_problems=lambda: parts.rules.problems,
+        unready_reasons=ready.unready_reasons,
     )
     return [*api.routes, *routes(console)]

@@ -21,6 +21,7 @@ from dispatcher.model.delivery import Dead, Delivery, Outcome, Retry, Sent
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
+from dispatcher.model.replica import ChannelStatus
 from dispatcher.operations import Operations
 from dispatcher.rules import RuleBook
 from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
@@ -33,7 +34,7 @@ from dispatcher.web.console import Console, routes
 from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.health import ReadyPage, alive
 from dispatcher.web.server import serving
-from tests.support.builders import SECOND, a_launch_plan, an_event
+from tests.support.builders import SECOND, a_launch_plan, a_replica, an_event
 from tests.support.clock import ManualClock
 
 SETTINGS: Mapping[str, Any] = {
@@ -199,6 +200,7 @@ async def add_busy_day(console: ConsoleServer, *, rng: Random | None = None) -> 
         console.clock.advance(
             timedelta(hours=1) * (hour + 1) - (console.clock.now() - ManualClock().now() + timedelta(hours=hours))
         )
+    await add_replicas(console)
     busy = Retry(
         console.clock.now() + timedelta(seconds=40), "the relay is busy", Answer("451", "4.3.2 try again later")
     )
@@ -209,6 +211,30 @@ async def add_busy_day(console: ConsoleServer, *, rng: Random | None = None) -> 
     await console.intake.ingest(
         [([("content-type", b"application/cloudevents+json")], b"{oops", "flyte-cloudevents/2@41")]
     )
+
+
+async def add_replicas(console: ConsoleServer) -> None:
+    """Add two running replicas, of which one has problems, and one that was not seen for five minutes."""
+    now = console.clock.now()
+    started, channels = now - timedelta(days=3), {name: ChannelStatus() for name in ADDRESSES}
+    failing = ChannelStatus(breaker_open_since=now - timedelta(minutes=4), next_probe_at=now + timedelta(seconds=30))
+    works = {"kafka": None, "intake": None, "rules": None, "retention": None}
+    works |= {f"worker {name}": None for name in ADDRESSES}
+    refused = {"kafka": "the brokers do not answer", "intake": "KafkaConnectionError: no broker available"}
+    for replica in (
+        a_replica("dispatcher-7f9c-x2k4:1", at=now, started_at=started, channels=channels, components=works, lag=12),
+        a_replica(
+            "dispatcher-7f9c-b8rt:1",
+            at=now,
+            started_at=started,
+            channels={**channels, "slack": failing},
+            components={**works, **refused},
+            clock_offset=-7.2,
+            lag=1840,
+        ),
+        a_replica("dispatcher-66d1-old:1", at=now - timedelta(minutes=5), started_at=started, channels=channels),
+    ):
+        await console.ledger.replicas.write(replica)
 
 
 __all__ = ["ADDRESSES", "DEAD", "SENT", "Clock", "ConsoleServer", "add_busy_day", "serve_console"]

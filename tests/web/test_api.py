@@ -19,7 +19,7 @@ from dispatcher.ledger import Deed, Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from tests.support.builders import SECOND, a_launch_plan, an_event, an_execution
-from tests.support.console import DEAD, ConsoleServer, serve_console
+from tests.support.console import DEAD, ConsoleServer, add_replicas, serve_console
 from tests.support.ledger_steps import an_action
 
 READER, OPERATOR = "reader-0123456789abcdef", "operator-0123456789abcdef"
@@ -287,6 +287,18 @@ async def test_status_counts_and_time_buckets(console: ConsoleServer) -> None:
     assert time_buckets[-1]["by_state"] == {"sent": 1, "dead": 1, "waiting": 1, "dropped": 0}
     assert time_buckets[-1]["lag_p50_seconds"] == pytest.approx(10.18, abs=0.01)
     assert time_buckets[0]["lag_p95_seconds"] is None
+
+
+async def test_replicas_say_how_they_are(console: ConsoleServer) -> None:
+    await add_replicas(console)
+    replicas = (await call(console, "/replicas"))["replicas"]
+    assert [(one["name"], one["lag"]) for one in replicas] == [
+        ("dispatcher-66d1-old:1", None),
+        ("dispatcher-7f9c-b8rt:1", 1840),
+        ("dispatcher-7f9c-x2k4:1", 12),
+    ]
+    assert replicas[1]["components"]["kafka"] == "the brokers do not answer"
+    assert replicas[1]["channels"]["slack"]["breaker_open_since"] is not None
 
 
 async def test_unknown_paths_and_invalid_parameters_are_answered_with_problem_details(console: ConsoleServer) -> None:

@@ -19,7 +19,7 @@ from dispatcher.ledger import Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from tests.support.chromium import axe_violations, needs_a_browser, opened
-from tests.support.console import DEAD, ConsoleServer, add_busy_day, serve_console
+from tests.support.console import DEAD, ConsoleServer, add_busy_day, add_replicas, serve_console
 from tests.support.pictures import check_picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'"
@@ -81,6 +81,7 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "redrive": "/console/redrive?channel=slack",
         "rejected": "/console/rejected",
         "message": f"/console/rejected/{rejected.id}",
+        "health": "/console/health",
         "search": "/console/search?q=nobody",
         "no deliveries": "/console/deliveries?recipient=nobody",
     }
@@ -134,6 +135,7 @@ async def test_the_pictures_of_the_documentation_show_these_pages(page: Page, co
         ("delivery", "light", 1200),
         ("execution", "light", 1200),
         ("redrive", "light", 1200),
+        ("health", "light", 1200),
         ("overview", "dark", 360),
     )
     for name, scheme, width in shots:
@@ -369,6 +371,23 @@ async def test_an_execution_links_to_flytes_console_and_to_its_logs(console: Con
         body = await html(console, f"/console/{path}", status=status)
         assert f'href="{page}"' in body
         assert f'href="https://logs.example.com/?q={name}"' in body
+
+
+async def test_the_health_page_shows_every_replicas_components_and_breakers(console: ConsoleServer) -> None:
+    await add_replicas(console)
+    await console.ledger.refusals.record("teams", now=console.clock.now())
+    page = " ".join(re.sub(r"<[^>]+>", " ", unescape(await html(console, "/console/health"))).split())
+    assert "2 not working of" in page
+    assert "1 circuit breaker open of 4 channels" in page
+    assert "1,852 unread in Kafka" in page
+    assert "2 replicas running" in page
+    assert "dispatcher-7f9c-b8rt:1: the brokers do not answer" in page
+    assert (
+        "The circuit breaker is open in dispatcher-7f9c-b8rt:1, since 4 minutes ago ; next probe in 30 seconds" in page
+    )
+    assert "The provider refuses the dispatcher itself, since just now" in page
+    assert "its clock is 7 s behind the database's" in page
+    assert "not seen dispatcher-66d1-old:1" in page
 
 
 async def test_a_rejected_message_that_was_stored_in_part_cannot_be_replayed(console: ConsoleServer) -> None:

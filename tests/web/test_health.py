@@ -28,7 +28,7 @@ async def starting(folder: Path, settings: dict[str, Any]) -> AsyncIterator[Repl
     """A process that was just started and may not be ready."""
     port = free_port()
     file = folder / "dispatcher.yaml"
-    http = {"listen": f"127.0.0.1:{port}"}
+    http = {"listen": f"127.0.0.1:{port}", "console": True}
     file.write_text(yaml.safe_dump({"channels": {"webhook": {}}, **settings, "http": http}))
     log = folder / "dispatcher.log"
     with log.open("ab") as sink:
@@ -91,6 +91,11 @@ async def test_a_process_without_its_ledger_is_alive_but_not_ready_and_says_why(
             assert why["service"] == "starting: the ledger is not open yet"
             assert "Connection refused" in why["ledger"]
             assert await publish(replica, "early") == 503
+            async with aiohttp.ClientSession() as session, session.get(f"{replica.url}/console/health") as answer:
+                page = await answer.text()
+                assert answer.status == 200
+                assert "Only this replica's own state is" in page
+                assert "this replica: starting: the ledger is not open yet" in page
             await asyncio.to_thread(cluster.start)
             await until_answered(replica, "/readyz", 200)
             assert await publish(replica, "later") == 202

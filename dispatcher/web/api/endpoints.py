@@ -76,6 +76,15 @@ class Api:
             ),
             Operation(
                 method="GET",
+                path="/replicas",
+                name="listReplicas",
+                summary="How each replica is: its components, circuit breakers, unread messages and clock.",
+                scope=read,
+                endpoint=self._replicas,
+                response=models.Replicas,
+            ),
+            Operation(
+                method="GET",
                 path="/lag",
                 name="lag",
                 summary="Outcomes and lags over time.",
@@ -179,6 +188,9 @@ class Api:
 
     async def _status(self, _: ApiRequest) -> BaseModel:
         return models.Status.model_validate(await self._ledger.queries.status())
+
+    async def _replicas(self, _: ApiRequest) -> BaseModel:
+        return models.Replicas(replicas=await self._ledger.replicas.all())
 
     async def _lag(self, request: ApiRequest) -> BaseModel:
         length, number = RANGES[request.query.range]

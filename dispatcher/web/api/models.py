@@ -13,6 +13,7 @@ from dispatcher.filters import Criteria
 from dispatcher.ledger import Deed, Rejected
 from dispatcher.ledger.records import Page, TimeBucket
 from dispatcher.model.delivery import DropReason, Kind, State
+from dispatcher.model.replica import Replica
 from dispatcher.model.waiting import WaitKind
 from dispatcher.operations import MAX_REASON
 
@@ -184,6 +185,12 @@ class RejectedMessageDetails(RejectedMessage):
         details = rejected_details(stored)
         headers = [{"name": name, "value": value} for name, value in details["headers"]]
         return cls.model_validate({**details, "headers": headers})
+
+
+class Replicas(_Response):
+    """The replicas that have written to the ledger within the last hour."""
+
+    replicas: Sequence[Replica]
 
 
 class EntryPage(_Response, Generic[_Entry]):

@@ -25,6 +25,7 @@ from dispatcher.model.event import ExecutionId, shortened
 from dispatcher.operations import MAX_REASON, Operations, Operator
 from dispatcher.parsing.duration import parse_time
 from dispatcher.parsing.validation_errors import first_problem
+from dispatcher.parsing.yaml import Problem
 from dispatcher.rendering.links import execution_logs_url, execution_url
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.auth.access import Endpoint, caller, needs
@@ -46,6 +47,10 @@ class PageError(Exception):
         self.message = message
 
 
+async def _no_components() -> Mapping[str, str | None]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Console:
     """Renders the pages, and gives their code access to the ledger and the operations."""
@@ -64,6 +69,10 @@ class Console:
     """The setting `logs_url`."""
     inbox_url: str = ""
     """The demo's inbox."""
+    rule_problems: Callable[[], Sequence[Problem]] = tuple
+    """Returns the invalid files and rules among this replica's rule files."""
+    unready_reasons: Callable[[], Awaitable[Mapping[str, str | None]]] = _no_components
+    """Returns this replica's components, each with the reason why it is not ready, or None (`ReadyPage`)."""
     _templates: Environment = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +117,7 @@ class Console:
         templates.globals |= {
             "url": self.url,
             "inbox_url": self.inbox_url,
+            "banner": self.banner,
             "max_reason": MAX_REASON,
             "clock_time": clock_time,
             "field_time": lambda text: field_time(text, self.clock.now()),
@@ -116,6 +126,12 @@ class Console:
         }
         templates.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds, "shortened": shortened}
         return templates
+
+    def banner(self) -> str:
+        """Return what every page says at its top; empty if nothing is wrong with the rule files."""
+        problems = [str(one) for one in self.rule_problems()]
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return f"Problem in the rule files: {problems[0]}{more}. Valid rules stay in effect." if problems else ""
 
     def links(self, execution: ExecutionId, event_url: str = "") -> list[tuple[str, str]]:
         """Return links from the execution to Flyte's console and to its logs, as far as they are known: the text and the

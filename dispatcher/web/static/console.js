@@ -118,7 +118,8 @@ function replacePart(part, fresh) {
   const focused = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
   part.replaceChildren(...fresh.childNodes);
   for (const row of part.querySelectorAll(".rows > li")) {
-    if (!known.has(row.querySelector("a").getAttribute("href"))) row.classList.add("fresh");
+    const link = row.querySelector("a");
+    if (link && !known.has(link.getAttribute("href"))) row.classList.add("fresh");
   }
   updateTimes(part);
   addCopyButtons(part);
