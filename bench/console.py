@@ -47,6 +47,8 @@ PAGES = (
     "/rejected",
     "/redrive",
     "/redrive?recipient=team-7",
+    "/redrive?launch_plan=plan-7",
+    "/deliveries?recipient=team-7&state=dead",
     "/search?q=e7",
 )
 Times = Mapping[str, list[float]]

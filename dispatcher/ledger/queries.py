@@ -84,12 +84,13 @@ class Queries:
         async with self._database.reading() as connection:
             return await _count(connection, some)
 
-    async def causes(self, wanted: Filter, *, limit: int) -> Sequence[tuple[str, str, int]]:
-        """Return why the matching deliveries are dead, most frequent first, as (channel, cause, number of deliveries).
+    async def causes(self, wanted: Filter, *, limit: int) -> tuple[Count, Sequence[tuple[str, str, int]]]:
+        """Count the deliveries that match the filter, up to `MAX_COUNT`, and say why they are dead.
 
-        Reads at most `MAX_COUNT` deliveries.
+        Returns their number, and up to `limit` causes, most frequent first, as (channel, cause, number of deliveries).
         """
-        some = select(deliveries.c.channel, deliveries.c.reason).where(*conditions(wanted)).limit(MAX_COUNT).subquery()
+        matching = select(deliveries.c.channel, deliveries.c.reason).where(*conditions(wanted))
+        some = matching.limit(MAX_COUNT + 1).subquery()
         number = func.count().label("number")
         query = select(some.c.channel, some.c.reason, number).group_by(some.c.channel, some.c.reason)
         found: Counter[tuple[str, str]] = Counter()
@@ -97,7 +98,7 @@ class Queries:
             for row in await connection.execute(query):
                 found[row.channel, cause(row.reason)] += row.number
         most = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:limit]
-        return [(channel, reason, count) for (channel, reason), count in most]
+        return _as_count(found.total()), [(channel, reason, count) for (channel, reason), count in most]
 
     async def events(self, wanted: Filter, *, limit: int, after: Cursor | None = None) -> Page[EventSummary]:
         """Return a page of the terminal events that match the filter. `after`: the cursor of the previous page."""
@@ -291,7 +292,11 @@ async def _page(
 
 
 async def _count(connection: AsyncConnection, some: Select[Any]) -> Count:
-    number: int = await connection.scalar(select(func.count()).select_from(some.subquery())) or 0
+    return _as_count(await connection.scalar(select(func.count()).select_from(some.subquery())) or 0)
+
+
+def _as_count(number: int) -> Count:
+    """`number`: counted up to `MAX_COUNT + 1`."""
     return Count(number=min(number, MAX_COUNT), more=number > MAX_COUNT)
 
 

@@ -7,6 +7,7 @@ So even an unusual combination of conditions does not read the whole ledger.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -25,9 +26,22 @@ KEY_LENGTH = 32
 
 
 def conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    """Return the SQL conditions for all parts of the filter, on the table `deliveries`."""
-    within = between(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
-    return [*delivery_conditions(wanted, deliveries.c), *_key_conditions(wanted), *within]
+    """Return the SQL conditions for all parts of the filter, on the table `deliveries`.
+
+    They are for statements that need all such deliveries. The deliveries of a recipient and of a launch plan are subqueries,
+    so that the database reads those once, and does not look at each delivery in a state.
+    """
+    limits = [*_key_conditions(wanted)]
+    limits += between(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
+    if wanted.recipient is not None:
+        entries = delivery_recipients.c
+        limits.append(
+            deliveries.c.key.in_(select(entries.delivery).where(entries.recipient == lower(wanted.recipient)))
+        )
+    if wanted.launch_plan is not None:
+        limits.append(deliveries.c.event.in_(select(events.c.key).where(*_on_event(wanted, events.c))))
+        wanted = replace(wanted, launch_plan=None, project=None, domain=None, phase=None, verdict=None)
+    return [*limits, *delivery_conditions(replace(wanted, recipient=None), deliveries.c)]
 
 
 def newest_events(wanted: Filter, after: Cursor | None, max_rows: int) -> Select[Any]:

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import event, func, select
 
 from dispatcher.ledger import Filter, Ledger, Settlement
-from dispatcher.ledger.records import Cursor
+from dispatcher.ledger.records import Count, Cursor
 from dispatcher.ledger.schema import delivery_recipients
 from dispatcher.model.delivery import Dead, State
 from dispatcher.model.event import ExecutionId
@@ -210,8 +210,9 @@ async def test_causes_are_counted_without_the_number_of_attempts(ledger: Ledger)
         for delivery in claim.deliveries:
             await ledger.settle(Settlement(delivery=delivery, outcome=Dead(reason), started_at=NOW, ended_at=NOW))
 
-    found = await ledger.queries.causes(Filter(states=DEAD), limit=10)
-    assert found == [("email", "busy", 2), ("email", "550 no such user", 1)]
+    count, causes = await ledger.queries.causes(Filter(states=DEAD), limit=10)
+    assert count == await ledger.queries.count(Filter(states=DEAD)) == Count(number=3, more=False)
+    assert causes == [("email", "busy", 2), ("email", "550 no such user", 1)]
 
 
 async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledger: Ledger) -> None:

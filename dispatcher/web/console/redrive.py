@@ -27,13 +27,14 @@ async def get(console: Console, request: Request) -> Response:
         raise PageError(400, "No delivery was selected: tick some of them first.")
     wanted = _filter(console, keys, criteria)
     queries = console.ledger.queries
+    count, causes = await queries.causes(wanted, limit=SHOWN)
     return console.render(
         request,
         "redrive.html.j2",
         keys=keys,
         criteria=criteria.model_dump(exclude_defaults=True),
-        count=await queries.count(wanted),
-        causes=await queries.causes(wanted, limit=SHOWN),
+        count=count,
+        causes=causes,
         page=await queries.deliveries(wanted, limit=SHOWN),
     )
 
