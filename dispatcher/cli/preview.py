@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dispatcher.cli._events import EventFile, OfExecution, SamplePhase, chosen_event, require_terminal
 from dispatcher.cli._options import Config
 from dispatcher.cli._output import write_json_text, write_line, write_rendered, write_text
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
     from dispatcher.workbench.sample import Sample, SampleRenderer
-
-
-_NOT_TERMINAL = "{} is not a terminal phase: use SUCCEEDED, FAILED, ABORTED or TIMED_OUT"
 
 
 class Form(StrEnum):
@@ -35,18 +33,9 @@ def preview(
     channel: Annotated[
         str | None, typer.Option(help="The channel: email, slack, pagerduty, teams, webhook …", show_default=False)
     ] = None,
-    phase: Annotated[
-        str, typer.Option(help="The sample execution's phase: SUCCEEDED, FAILED, ABORTED or TIMED_OUT.")
-    ] = "FAILED",
-    event: Annotated[
-        Path | None,
-        typer.Option(
-            "--event", help="Use the event in this file, not a sample.", exists=True, dir_okay=False, show_default=False
-        ),
-    ] = None,
-    execution: Annotated[
-        str, typer.Option(help="Use this finished execution (project/domain/name) from FlyteAdmin (rules.flyte_admin).")
-    ] = "",
+    phase: SamplePhase = "FAILED",
+    event: EventFile = None,
+    execution: OfExecution = "",
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,7 +92,7 @@ def preview(
         raise typer.BadParameter(f"give --channel {', '.join(CHANNEL_TYPES)}, or --all")
     renderer = SampleRenderer(settings)
     events = [
-        _require_terminal(with_changes(one, changes or ()))
+        require_terminal(with_changes(one, changes or ()))
         for one in _events(settings, event, execution, phase, every=every)
     ]
     channels = [channel] if channel is not None else renderer.channels
@@ -136,54 +125,9 @@ def _events(settings: Settings, file: Path | None, execution: str, phase: str, *
     from dispatcher.model.phase import TERMINAL
     from dispatcher.rendering.samples import sample_event
 
-    if execution:
-        return [_from_flyte_admin(settings, execution)]
-    if every and file is None:
+    if every and file is None and not execution:
         return [sample_event(one) for one in sorted(TERMINAL)]
-    return [_sample(file, phase)]
-
-
-def _from_flyte_admin(settings: Settings, execution: str) -> Event:
-    import asyncio
-
-    from dispatcher.clock import SystemClock
-    from dispatcher.model.event import ExecutionId
-    from dispatcher.runtime.wiring import configured_flyte_admin
-
-    async def ask(identity: ExecutionId) -> Event:
-        async with configured_flyte_admin(settings, SystemClock()) as admin:
-            if admin is None:
-                raise typer.BadParameter("--execution asks FlyteAdmin: add rules.flyte_admin to the settings")
-            return await admin.event(identity)
-
-    try:
-        identity = ExecutionId.parse(execution)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return _require_terminal(asyncio.run(ask(identity)))
-
-
-def _sample(file: Path | None, phase: str) -> Event:
-    from dispatcher.flyte.event_files import read_event_file
-    from dispatcher.model.phase import Phase
-    from dispatcher.rendering.samples import sample_event
-
-    try:
-        wanted = Phase.parse(phase)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    if file is not None:
-        return _require_terminal(read_event_file(file))
-    if not wanted.terminal:
-        raise typer.BadParameter(_NOT_TERMINAL.format(wanted))
-    return sample_event(wanted)
-
-
-def _require_terminal(event: Event) -> Event:
-    """Return the event. Raises BadParameter if its phase is not terminal."""
-    if not event.phase.terminal:
-        raise typer.BadParameter(_NOT_TERMINAL.format(event.phase))
-    return event
+    return [chosen_event(settings, file, execution, phase)]
 
 
 def _show(sample: Sample, form: Form, output: Path | None) -> None:

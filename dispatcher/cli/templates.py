@@ -1,4 +1,4 @@
-"""`dispatcher templates`: lists the template variables, and checks templates."""
+"""`dispatcher templates`: copies the built-in templates, lists the template variables, and checks templates."""
 
 from __future__ import annotations
 
@@ -11,8 +11,51 @@ from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import write_json, write_line, write_table
 
 templates = typer.Typer(
-    name="templates", help="List template variables, or check your own templates.", no_args_is_help=True
+    name="templates",
+    help="Start your own templates, list template variables, or check templates.",
+    no_args_is_help=True,
 )
+
+
+@templates.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder for your templates.", show_default=False)],
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--channel", help="Copy this channel's templates only. Can be repeated.", show_default="all channels"
+        ),
+    ] = None,
+) -> None:
+    """Copy the built-in templates to a folder of your own, to edit them there.
+
+    Replaces no file: if one of the files exists, nothing is copied, and the exit status is 1. Delete the copies that you
+    don't change: the built-in templates then apply, and improve with each version.
+    """
+    import shutil
+
+    from channels.registry import CHANNEL_TYPES
+    from dispatcher.errors import DispatcherError
+    from dispatcher.parsing.nearest import no_such
+    from dispatcher.rendering.folders import Templates, built_in_files
+
+    files: dict[Path, Path] = {}
+    for channel in channels or CHANNEL_TYPES:
+        if channel not in CHANNEL_TYPES:
+            raise typer.BadParameter(no_such("channel", channel, CHANNEL_TYPES))
+        copies = built_in_files(Templates.of(channel, CHANNEL_TYPES[channel]))
+        files |= {folder / name: source for name, source in copies.items()}
+    if existing := [str(file) for file in files if file.exists()]:
+        raise DispatcherError(f"nothing was copied, because there is already {', '.join(existing)}")
+    try:
+        for file, source in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, file)
+            write_line(str(file))
+    except OSError as error:
+        raise DispatcherError(f"{error.filename} can't be written: {error.strerror}") from None
+    write_line(f"add them to the settings: templates: {{path: [{folder}]}}")
+    write_line("edit them beside a preview: dispatcher preview --serve")
 
 
 @templates.command()

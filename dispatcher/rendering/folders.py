@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateNotFound, TemplateSyntaxError
 
 from channels.contract import ContentForm
 from dispatcher.parsing.yaml import Malformed, read_text
+
+if TYPE_CHECKING:
+    from channels.contract import ChannelType
 
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 """The templates of all channels whose content is a mail."""
@@ -39,6 +43,20 @@ class Templates(NamedTuple):
     """The path of the channel's document in the template folders; empty if there can be none."""
     default: Path | None = None
     """The document of the package that provides the channel."""
+
+    @classmethod
+    def of(cls, channel: str, kind: ChannelType) -> Templates:
+        """Return the content and templates of a channel of this type."""
+        return cls(channel, kind.form, f"{channel}/{kind.document}", kind.template)
+
+
+def built_in_files(templates: Templates) -> Mapping[str, Path]:
+    """Return a channel's own built-in templates: a mapping from the path in a template folder to the file."""
+    folder = built_in_folder()
+    if templates.form.mail is not None:
+        mail = folder / Path(MAIL_PARTS["html"]).parent
+        return {str(file.relative_to(folder)): file for file in sorted(mail.iterdir())}
+    return {templates.document: TemplateFolders((folder,)).main_file(templates)}
 
 
 @dataclass(frozen=True, slots=True)

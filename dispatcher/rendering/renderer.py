@@ -85,10 +85,7 @@ class Renderer:
         self._change_events = {
             name: kind.change_event for name, kind in channel_types.items() if kind.change_event is not None
         }
-        self._templates = {
-            name: Templates(name, kind.form, f"{name}/{kind.document}", kind.template)
-            for name, kind in channel_types.items()
-        }
+        self._templates = {name: Templates.of(name, kind) for name, kind in channel_types.items()}
         self._built_in = CompiledTemplates(TemplateFolders((built_in_folder(),)), environment=Environment)
         self._operator = OperatorTemplates(paths, template_sets, on_failure)
 

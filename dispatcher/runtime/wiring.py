@@ -6,7 +6,7 @@ Does not import the ledger, because commands such as `preview` need none, and SQ
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from dispatcher.model.event import Event
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering.renderer import Renderer
+from dispatcher.send_test import SendTest
 
 if TYPE_CHECKING:  # imported for types only, because the client needs optional dependencies
     from dispatcher.flyte.admin.client import FlyteAdmin
@@ -115,6 +116,24 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
     if problems:
         raise SettingsError("\n".join(problems))
     return planner
+
+
+@asynccontextmanager
+async def opened_send_test(settings: Settings, clock: Clock) -> AsyncIterator[SendTest]:
+    """Yield the sender of test messages, with channels of its own, which are closed at the end.
+
+    Raises SettingsError if a template folder does not exist, or if no channel can reach a recipient in the settings.
+    """
+    async with AsyncExitStack() as stack:
+        channels = open_channels(settings)
+        for channel in channels.values():
+            stack.push_async_callback(channel.aclose)
+        yield make_send_test(settings, channels, clock)
+
+
+def make_send_test(settings: Settings, channels: Mapping[str, Channel], clock: Clock) -> SendTest:
+    """Return the sender of test messages through these channels. Raises SettingsError as `make_planner` does."""
+    return SendTest(channels, make_planner(settings, channels), make_renderer(settings).render, clock)
 
 
 @asynccontextmanager

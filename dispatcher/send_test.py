@@ -1,0 +1,95 @@
+"""Sends one real message, marked as a test, for the command, the workbench, the console and its API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import orjson
+
+from channels.contract import Answer, Channel, ChannelError, Content, InDoubt, Later, Message, UnknownRecipient
+from dispatcher.clock import Clock
+from dispatcher.errors import DispatcherError
+from dispatcher.model.delivery import delivery_key
+from dispatcher.model.event import Event
+from dispatcher.planning.planner import Planner, Target
+from dispatcher.rendering.renderer import TEST_MARK
+
+
+class RenderTest(Protocol):
+    """Renders a channel's message for an event. `test`: if true, the message says that it is a test."""
+
+    def __call__(self, channel: str, event: Event, *, recipient: str, test: bool) -> Content: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendTestResult:
+    """What became of a test message."""
+
+    channel: str
+    """The channel that sent it: the rule's, or another one that serves the recipient instead."""
+    accepted: bool
+    """True if the provider accepted the message."""
+    message: str
+    """What happened, as a sentence for people."""
+    answer: Answer | None = None
+    reference: Mapping[str, str] = field(default_factory=dict)
+    """Identifies the message at the provider (`Receipt.reference`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendTest:
+    """Sends test messages through the configured channels: one attempt each, without the ledger."""
+
+    channels: Mapping[str, Channel]
+    planner: Planner
+    render: RenderTest
+    clock: Clock
+
+    async def send(self, channel: str, recipient: str, event: Event) -> SendTestResult:
+        """Send the event's message, marked as a test. `recipient`: written as in a rule.
+
+        Raises DispatcherError if the content would not say that it is a test.
+        """
+        sender = channel
+        try:
+            target = self.planner.target(channel, recipient)
+            sender = target.channel
+            content = await asyncio.to_thread(self._content, target, event)
+            receipt = await self.channels[sender].send(self._message(target, event, content))
+        except ChannelError as error:
+            message = f"{_meaning(error)}: {error.reason}"
+            return SendTestResult(channel=sender, accepted=False, message=message, answer=error.answer)
+        answer = receipt.answer
+        message = f"{sender} accepted it, and answered {answer.status} {answer.text}".rstrip()
+        return SendTestResult(
+            channel=sender, accepted=True, message=message, answer=answer, reference=receipt.reference
+        )
+
+    def _content(self, target: Target, event: Event) -> Content:
+        content = self.render(target.channel, event, recipient=target.recipient, test=True)
+        if TEST_MARK.strip() not in orjson.dumps(content).decode():
+            raise DispatcherError(
+                f"the {target.channel} templates use neither `what` nor `test`: the test would look like a real message"
+            )
+        return content
+
+    def _message(self, target: Target, event: Event, content: Content) -> Message:
+        """Create the message. Each test gets a new key, because PagerDuty merges messages with the same key."""
+        now = self.clock.now()
+        key = delivery_key(f"test {now.isoformat()} of {event.key}", target.channel, (target.address,))
+        return Message(key=key, recipients=(target.address,), content=content, created_at=now)
+
+
+def _meaning(error: ChannelError) -> str:
+    match error:
+        case Later():
+            return "not accepted now (a delivery would be retried)"
+        case InDoubt():
+            return "in doubt: it may have arrived (a delivery would be retried)"
+        case UnknownRecipient():
+            return "unknown recipient (a delivery would go to the channel's fallback, or be dead)"
+        case _:
+            return "refused (a delivery would be dead)"
