@@ -12,7 +12,7 @@ import orjson
 from channels.contract import Answer, Channel, ChannelError, Content, InDoubt, Later, Message, UnknownRecipient
 from dispatcher.clock import Clock
 from dispatcher.errors import DispatcherError
-from dispatcher.model.delivery import delivery_key
+from dispatcher.model.delivery import Outage, delivery_key
 from dispatcher.model.event import Event
 from dispatcher.planning.planner import Planner, Target
 from dispatcher.rendering.renderer import TEST_MARK
@@ -21,7 +21,7 @@ from dispatcher.rendering.renderer import TEST_MARK
 class RenderTest(Protocol):
     """Renders a channel's message for an event. `test`: if true, the message says that it is a test."""
 
-    def __call__(self, channel: str, event: Event, *, recipient: str, test: bool) -> Content: ...
+    def __call__(self, channel: str, event: Event, *, recipient: str, outage: Outage | None, test: bool) -> Content: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +48,13 @@ class SendTest:
     render: RenderTest
     clock: Clock
 
-    async def send(self, channel: str, recipient: str, event: Event) -> SendTestResult:
-        """Send the event's message, marked as a test. `recipient`: written as in a rule.
+    async def send(
+        self, channel: str, recipient: str, event: Event, *, templates_of: str = "", outage: Outage | None = None
+    ) -> SendTestResult:
+        """Send the event's message, marked as a test.
+
+        `recipient`: written as in a rule. `templates_of`: the recipient whose template set is used, if it is another
+        one. `outage`: what the message resolves, for a resolved notice.
 
         Raises DispatcherError if the content would not say that it is a test.
         """
@@ -57,7 +62,7 @@ class SendTest:
         try:
             target = self.planner.target(channel, recipient)
             sender = target.channel
-            content = await asyncio.to_thread(self._content, target, event)
+            content = await asyncio.to_thread(self._content, sender, event, templates_of or recipient, outage)
             receipt = await self.channels[sender].send(self._message(target, event, content))
         except ChannelError as error:
             message = f"{_meaning(error)}: {error.reason}"
@@ -68,11 +73,11 @@ class SendTest:
             channel=sender, accepted=True, message=message, answer=answer, reference=receipt.reference
         )
 
-    def _content(self, target: Target, event: Event) -> Content:
-        content = self.render(target.channel, event, recipient=target.recipient, test=True)
+    def _content(self, channel: str, event: Event, recipient: str, outage: Outage | None) -> Content:
+        content = self.render(channel, event, recipient=recipient, outage=outage, test=True)
         if TEST_MARK.strip() not in orjson.dumps(content).decode():
             raise DispatcherError(
-                f"the {target.channel} templates use neither `what` nor `test`: the test would look like a real message"
+                f"the {channel} templates use neither `what` nor `test`: the test would look like a real message"
             )
         return content
 

@@ -123,10 +123,10 @@ class Renderer:
         """
         with self._lock:
             context = self._context(event)
-            if test:
-                context = context._replace(test=TEST, what=f"{TEST_MARK}{context.what}")
             if outage is not None:
                 context = resolving(context, event, outage, self._timezone)
+            if test:
+                context = context._replace(test=TEST, what=f"{TEST_MARK}{context.what}")
             if undelivered:
                 context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
             templates = self._templates_of(channel)
@@ -142,12 +142,26 @@ class Renderer:
         with self._lock:
             return self._change_events[channel](self._context(event).variables())
 
-    def draft(self, channel: str, event: Event, *, recipient: str = "", template: str | None = None) -> Content:
+    def variables(self, event: Event, outage: Outage | None = None) -> Context:
+        """Return the variables that templates get. `outage`: what a resolved notice resolves."""
+        with self._lock:
+            context = self._context(event)
+        return context if outage is None else resolving(context, event, outage, self._timezone)
+
+    def draft(
+        self,
+        channel: str,
+        event: Event,
+        *,
+        recipient: str = "",
+        template: str | None = None,
+        outage: Outage | None = None,
+    ) -> Content:
         """Render a message with the operator's templates, for a preview. The provider may refuse the message.
 
         Raises TemplateError, with file and line, if a template fails.
         """
-        context = self._context(event)
+        context = self.variables(event, outage)
         compiled = self._operator.of(self.template_set(event, recipient)) or self._built_in
         return self._finished(channel, event, context, compiled.render(self._templates_of(channel), context), template)
 

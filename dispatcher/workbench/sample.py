@@ -15,10 +15,11 @@ from channels.contract import ChannelType, Content, Message
 from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError, Unreadable
-from dispatcher.model.delivery import delivery_key
+from dispatcher.model.delivery import Outage, delivery_key
 from dispatcher.model.event import Event
 from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.preview.html import headline, page, plain_text
+from dispatcher.rendering.variables import Variable, variables
 from dispatcher.runtime.wiring import make_renderer
 
 
@@ -87,11 +88,18 @@ class SampleRenderer:
         sections = self._settings.channel_sections
         return [name for name, kind in CHANNEL_TYPES.items() if kind.example is not None or name in sections]
 
-    def render(self, channel: str, event: Event, recipient: str = "") -> Sample:
+    def variables(self, event: Event, outage: Outage | None = None) -> list[Variable]:
+        """Return the variables that templates get for the event, with their meanings and values.
+
+        `outage`: what the message resolves, if it is a resolved notice.
+        """
+        return [*variables(self._renderer.variables(event, outage))]
+
+    def render(self, channel: str, event: Event, recipient: str = "", outage: Outage | None = None) -> Sample:
         """Render the message that the channel would send.
 
         `recipient`: the recipient as a rule writes it. If it is empty, a recipient from the channel's settings is used,
-        or else an example.
+        or else an example. `outage`: what the message resolves, if it is a resolved notice.
 
         Raises TemplateError or UnknownRecipient, and SettingsError if the channel is not configured and has no
         example.
@@ -102,7 +110,7 @@ class SampleRenderer:
         section = section or kind.config.model_validate(kind.example)
         aliases = getattr(section, kind.aliases) if kind.aliases else ()
         recipient = recipient or next(iter(aliases), kind.example_recipient)
-        content = self._renderer.draft(channel, event, recipient=recipient)
+        content = self._renderer.draft(channel, event, recipient=recipient, outage=outage)
         opened = kind.open(section)
         address = opened.address(recipient) if recipient else "example"
         message = Message(

@@ -11,12 +11,14 @@ import re
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 from markupsafe import Markup
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -27,17 +29,23 @@ from watchfiles import awatch
 
 from channels.contract import UnknownRecipient
 from channels.registry import CHANNEL_TYPES
+from dispatcher.clock import SystemClock
 from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError
+from dispatcher.model.delivery import Outage
 from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL
 from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.rendering.folders import built_in_folder
 from dispatcher.rendering.samples import sample_event
+from dispatcher.runtime.wiring import opened_send_test
+from dispatcher.web.auth.access import is_foreign
 from dispatcher.web.server import serving
 from dispatcher.workbench.sample import Sample, SampleRenderer
 
 HOST = "127.0.0.1"
+SAMPLE_OUTAGE = timedelta(hours=5)
+"""How long before its success the first failure of a sample resolved notice finished."""
 _PAGES = Path(__file__).parent / "pages"
 _TYPES = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 _POLICY = (
@@ -46,6 +54,34 @@ _POLICY = (
 )
 _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _COLOR_SCHEME = re.compile(r"\(\s*prefers-color-scheme\s*:\s*(dark|light)\s*\)")
+
+
+class _Wanted(BaseModel):
+    """The message that the page asks for."""
+
+    channel: str
+    event: Event
+    recipient: str = ""
+    """The recipient as a rule writes it; empty for an example."""
+    resolved: bool = False
+    """True for the resolved notice that the event, a success, causes."""
+    to: str = ""
+    """To whom the message is sent, as a rule writes it."""
+
+    @property
+    def outage(self) -> Outage | None:
+        return Outage(3, self.event.occurred_at - SAMPLE_OUTAGE) if self.resolved else None
+
+
+async def _wanted(request: Request) -> _Wanted:
+    """Read the request's body. Raises DispatcherError."""
+    try:
+        wanted = _Wanted.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise DispatcherError(every_problem(error)) from None
+    if wanted.channel not in CHANNEL_TYPES or not wanted.event.phase.terminal:
+        raise DispatcherError(f"no message for {wanted.event.phase} on {wanted.channel}")
+    return wanted
 
 
 class Workbench:
@@ -80,6 +116,7 @@ class Workbench:
                 Route("/events/first", self._first),
                 Route("/events/{phase}", self._sample_event),
                 Route("/sample", self._render, methods=["POST"]),
+                Route("/send", self._send, methods=["POST"]),
                 Route("/changes/stream", self._changes),
             ],
             # Against DNS rebinding: refuses requests of a website whose own domain name resolves to 127.0.0.1.
@@ -110,24 +147,42 @@ class Workbench:
         )
 
     async def _render(self, request: Request) -> Response:
-        """Respond with one message in every form. If the message can't be rendered, the field `error` says why."""
+        """Respond with one message in every form, and with the variables. The field `error` says why there is none."""
         try:
-            body = orjson.loads(await request.body())
-            channel, event = body["channel"], Event.model_validate(body["event"])
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            return _json(error=f"no JSON that can be read: {error}")
-        except ValidationError as error:
-            return _json(error=f"no event: {every_problem(error)}")
-        if channel not in CHANNEL_TYPES or not event.phase.terminal:
-            return _json(error=f"no message for {event.phase} on {channel}")
-        try:
-            # In a thread, because an own template may take seconds until it is stopped.
-            sample = await asyncio.to_thread(self._renderer.render, channel, event, str(body.get("recipient", "")))
+            wanted = await _wanted(request)
         except DispatcherError as error:
             return _json(error=str(error))
+        variables = [asdict(one) for one in self._renderer.variables(wanted.event, wanted.outage)]
+        try:
+            return _json(variables=variables, **_forms(await self._sample(wanted)))
+        except DispatcherError as error:
+            return _json(variables=variables, error=str(error))
+
+    async def _send(self, request: Request) -> Response:
+        """Send the message, marked as a test, to the author. The field `message` says what became of it."""
+        if is_foreign(request):
+            return _json(accepted=False, message="this request comes from another site's page")
+        try:
+            wanted = await _wanted(request)
+            if problems := (await self._sample(wanted)).problems:
+                raise DispatcherError("; ".join(problems))
+            async with opened_send_test(self._settings, SystemClock()) as test:
+                result = await test.send(
+                    wanted.channel, wanted.to, wanted.event, templates_of=wanted.recipient, outage=wanted.outage
+                )
+        except DispatcherError as error:
+            return _json(accepted=False, message=f"not sent: {error}")
+        return _json(accepted=result.accepted, message=result.message)
+
+    async def _sample(self, wanted: _Wanted) -> Sample:
+        """Render the message. Raises DispatcherError."""
+        try:
+            # In a thread, because an own template may take seconds until it is stopped.
+            return await asyncio.to_thread(
+                self._renderer.render, wanted.channel, wanted.event, wanted.recipient, wanted.outage
+            )
         except UnknownRecipient as error:
-            return _json(error=f"this recipient can't be served: {error.reason}")
-        return _json(**_forms(sample))
+            raise DispatcherError(f"this recipient can't be served: {error.reason}") from None
 
     async def _changes(self, _: Request) -> Response:
         """Send a server-sent event each time a template file changes."""

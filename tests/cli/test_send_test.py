@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import yaml
 
 from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver, WebhookReceiver
 from dispatcher.demo.fakes.script import ScriptedReply
+from dispatcher.ledger import Ledger
+from dispatcher.model.phase import Phase
+from tests.support.builders import NOW, a_launch_plan, an_event
+from tests.support.ledger_steps import recorded
 from tests.support.service import command
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -77,6 +82,31 @@ async def test_a_test_message_arrives_marked_on_each_channel(inbox: Inbox, confi
         assert "This is a test notification: no execution has finished." in text
 
 
+async def test_the_message_is_about_an_event_in_a_file_or_an_execution_in_the_ledger(
+    inbox: Inbox, config: str, tmp_path: Path
+) -> None:
+    arguments = ("send-test", "--channel", "slack", "--to", "#alerts", "--config", config)
+    file = tmp_path / "event.json"
+    file.write_text(an_event(launch_plan=a_launch_plan("of a file")).model_dump_json())
+    status, _, err = await command(*arguments, "--event", str(file))
+    assert (status, inbox.slack.messages[-1].body["text"]) == (
+        0,
+        "❌ TEST: of a file failed in flytesnacks/production",
+    ), err
+
+    ledger_url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    async with Ledger(ledger_url) as ledger:
+        await ledger.record([recorded(event=an_event(Phase.ABORTED, name="real"))], [], now=NOW)
+    environment = {**os.environ, "DISPATCHER__LEDGER__URL": ledger_url}
+    status, _, err = await command(*arguments, "--execution", "flytesnacks/production/real", env=environment)
+    assert (status, inbox.slack.messages[-1].body["text"]) == (
+        0,
+        "🛑 TEST: real was aborted in flytesnacks/production",
+    ), err
+    status, _, err = await command(*arguments, "--execution", "flytesnacks/production/other", env=environment)
+    assert (status, "no event of flytesnacks/production/other" in err, len(inbox.slack.messages)) == (2, True, 2)
+
+
 async def test_two_test_messages_are_two_incidents_in_the_given_phase(inbox: Inbox, config: str) -> None:
     for _ in range(2):
         await command("send-test", "--channel", "pagerduty", "--to", "ml", "--phase", "aborted", "--config", config)
@@ -110,7 +140,7 @@ async def test_a_recipient_that_the_channel_cannot_serve_goes_to_the_fallback_or
 ) -> None:
     mailbox = "alerts-x@team.slack.com"
     status, out, _ = await command("send-test", "--channel", "slack", "--to", mailbox, "--config", config)
-    assert (status, f"slack doesn't serve {mailbox}: sending it through email" in out) == (0, True)
+    assert (status, f"slack doesn't serve {mailbox}: sent through email" in out) == (0, True)
     assert inbox.mail.mails[0].recipients == (mailbox,)
 
     for channel, to, words in (

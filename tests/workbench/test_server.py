@@ -15,26 +15,39 @@ import yaml
 from playwright.async_api import Browser, Page, expect
 
 from channels.registry import BUILT_IN
+from dispatcher.demo.fakes.inbox import Conversation, Inbox, SlackReceiver
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.pictures import check_picture
-from tests.support.service import COMMAND
+from tests.support.service import COMMAND, command
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # all tests use one server and one browser
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the author's templates. Each test leaves it empty."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The author's templates, as `templates init` makes them. A test may change or delete them, and restores nothing
+    that equals the built-in ones.
+    """
     folder = tmp_path_factory.mktemp("workbench") / "own"
-    (folder / "email").mkdir(parents=True)
+    status, _, err = await command("templates", "init", str(folder))
+    assert status == 0, err
     return folder
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def url(own: Path) -> AsyncIterator[str]:
+async def inbox() -> AsyncIterator[Inbox]:
+    async with Inbox(slack=SlackReceiver(channels=[Conversation("C0000001", "jane")])) as opened_inbox:
+        yield opened_inbox
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def url(own: Path, inbox: Inbox) -> AsyncIterator[str]:
     config = own.parent / "dispatcher.yaml"
-    webhook = {"targets": {"ops": {"url": "https://hooks.example.com/ops"}}}
-    config.write_text(yaml.safe_dump({"channels": {"webhook": webhook}, "templates": {"path": ["own"]}}))
+    channels = {
+        "slack": {"token": inbox.slack.token, "api_url": inbox.slack_url},
+        "webhook": {"targets": {"ops": {"url": "https://hooks.example.com/ops"}}},
+    }
+    config.write_text(yaml.safe_dump({"channels": channels, "templates": {"path": ["own"]}}))
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "preview", "--serve", "--port", "0", "--config", str(config), stdout=asyncio.subprocess.PIPE
     )
@@ -60,7 +73,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, url: str) -> AsyncIterator[Page]:
-    page = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
+    page = await browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -146,6 +159,57 @@ async def test_the_page_reloads_when_a_template_changes_and_shows_its_problems(p
 
 
 @needs_a_browser
+async def test_an_author_edits_a_template_sees_the_variables_shares_a_link_and_sends_to_themselves(
+    page: Page, browser: Browser, own: Path, inbox: Inbox
+) -> None:
+    template = own / "slack" / "message.yaml"
+    built_in = template.read_text()
+    template.write_text(built_in.replace("{{ what | cut(110) }} {{ done }}", "{{ principal }}: {{ what }} {{ done }}"))
+    await page.get_by_label("Slack").check()
+    await expect(message(page).locator(".slack h3")).to_contain_text("jane.doe: train.daily failed")
+    variables = page.get_by_role("region", name="Variables of this message")
+    await expect(variables.locator("dt", has_text="principal").locator("+ dd")).to_have_text("jane.doe")
+    await expect(variables.locator("dt", has_text="down_for").locator("+ dd")).to_have_text("empty")
+
+    await page.get_by_label("Phase").select_option("resolved")
+    await expect(variables.locator("dt", has_text="down_for").locator("+ dd")).to_have_text("5 hours")
+    event = page.get_by_label("Event", exact=True)
+    await event.fill((await event.input_value()).replace("jane.doe", "mary"))
+    await page.get_by_label("Text", exact=True).check()
+    await page.get_by_label("Recipient").fill("#alerts")
+    await expect(page.locator("#plain")).to_contain_text("mary: train.daily succeeded")
+    await expect(page.locator("#plain")).to_contain_text("after 3 failures")
+    other = await browser.new_page()
+    await other.goto(await page.get_by_role("link", name="Link to this message").evaluate("link => link.href"))
+    await expect(other.locator("#plain")).to_have_text(await page.locator("#plain").inner_text())
+    for label, value in (("Recipient", "#alerts"), ("Phase", "resolved")):
+        await expect(other.get_by_label(label)).to_have_value(value)
+    await other.close()
+
+    await page.get_by_label("Me, as a rule writes me").fill("#jane")
+    await page.get_by_role("button", name="Send to me").click()
+    await expect(page.locator("#sent")).to_contain_text("sent: slack accepted it")
+    (sent,) = inbox.slack.messages
+    assert (sent.channel, sent.body["text"].startswith("✅ TEST: train.daily succeeded")) == ("C0000001", True)
+    assert "mary: TEST: train.daily" in str(sent.body["blocks"])
+
+    template.write_text("text: '{{ wat }}'")
+    await expect(page.locator("#problems")).to_contain_text("'wat' is undefined")
+    await page.get_by_role("button", name="Send to me").click()
+    await expect(page.locator("#sent")).to_contain_text("not sent:")
+    await page.get_by_label("Recipient").fill("")
+    await page.get_by_label("PagerDuty").check()
+    await page.get_by_label("Me, as a rule writes me").fill("ml")
+    await page.get_by_role("button", name="Send to me").click()
+    await expect(page.locator("#sent")).to_contain_text("add channels.pagerduty to the settings")
+    await page.get_by_label("Slack").check()
+    await expect(page.get_by_label("Me, as a rule writes me")).to_have_value("#jane")
+    assert len(inbox.slack.messages) == 1
+    template.write_text(built_in)
+    await expect(page.locator("#state")).to_have_text("Within the provider's limits")
+
+
+@needs_a_browser
 async def test_the_event_is_edited_in_place_and_never_becomes_markup(page: Page) -> None:
     event = page.get_by_label("Event", exact=True)
     text = await event.input_value()
@@ -155,7 +219,7 @@ async def test_the_event_is_edited_in_place_and_never_becomes_markup(page: Page)
     await event.fill("{")
     await expect(page.locator("#problems")).to_contain_text("the event is no JSON")
     await event.fill('{"phase": "FAILED"}')
-    await expect(page.locator("#problems")).to_contain_text("no event: execution: must be set")
+    await expect(page.locator("#problems")).to_contain_text("event.execution: must be set")
 
 
 @needs_a_browser
@@ -181,4 +245,6 @@ async def test_the_server_answers_only_its_own_paths_and_loopback_host_names(url
         async with session.get(url) as answer:
             assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         async with session.post(f"{url}/sample", data=b"no json") as answer:
-            assert "no JSON" in (await answer.json())["error"]
+            assert "Invalid JSON" in (await answer.json())["error"]
+        async with session.post(f"{url}/send", data=b"{}", headers={"Sec-Fetch-Site": "cross-site"}) as answer:
+            assert "another site" in (await answer.json())["message"]
