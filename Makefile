@@ -43,7 +43,7 @@ test-broker: $(VENV)/.test ## the broker tests with Apache Kafka (make test may 
 test-faults: $(VENV)/.test ## the fault tests: kills, restarts, outages and a soak test, twenty minutes in all
 	BROKER=apache $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_ARGS)
 
-bench: $(VENV)/.test ## all benchmarks, about twenty minutes on a quiet machine (ONLY="mail start" for some, AGAINST=REVISION)
+bench: $(VENV)/.test ## all benchmarks, about 25 minutes on a quiet machine (ONLY="mail start" for some, AGAINST=REVISION)
 	$(BIN)/python -m bench $(addprefix --only ,$(ONLY)) $(addprefix --against ,$(AGAINST)) $(BENCH_ARGS)
 
 bench-smoke: $(VENV)/.test ## a short run that only tests that the benchmarks work

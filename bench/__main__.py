@@ -3,7 +3,7 @@
     python -m bench [--smoke] [--rounds 5] [--only mail --only start] [--out .cache/bench] [--write docs/performance.md]
     python -m bench --against REVISION [--rounds 7] [--only mail --only intake]
 
-A full run takes about twenty minutes on a quiet machine with two cores. With --against the table compares HEAD with
+A full run takes about 25 minutes on a quiet machine with two cores. With --against the table compares HEAD with
 another revision instead.
 
 The table is printed, and written as Markdown and JSON to the folder --out. Exit status 1 if a benchmark fails. A missing
@@ -153,7 +153,7 @@ def arguments(known: Sequence[str], arguments: Sequence[str] | None = None) -> a
     if options.write and (options.only or options.smoke or options.against):
         parser.error("--write needs a full run: do not combine it with --only, --smoke or --against")
     if options.write:
-        around_table(options.write)  # fail before the run, not after twenty minutes
+        around_table(options.write)  # fail before the run, not after the run
     return options
 
 

@@ -50,6 +50,7 @@ PAGES = (
     "/redrive?launch_plan=plan-7",
     "/deliveries?recipient=team-7&state=dead",
     "/search?q=e7",
+    "/health",
 )
 Times = Mapping[str, list[float]]
 """Milliseconds of each page, one value per round."""

@@ -37,7 +37,7 @@ PLAN = {
 }
 ANSWERS = {
     "Why has jane got nothing since 9?": (JANE, "dead", "550"),
-    "What waits, and for what?": ("#dev-alerts", "waiting", "next"),
+    "What waits, and for what?": ("#dev-alerts", "waiting", "probe"),
     "Who was notified of this execution, and why?": ("train.daily.yaml", TEAM, "sent", "550"),
     "Which executions failed last night?": ("a7failed", "a7quiet"),
     "Why was nobody notified of it?": ("options.disable_notifications is set",),
@@ -47,7 +47,7 @@ ANSWERS = {
     "Which messages could not be read?": ("broken JSON", "http"),
     "What would a replay do?": ("broken JSON",),
     "What did operators do?": ("this machine", "the mailbox is back"),
-    "Is it us or Slack?": ("slack", "can't be reached"),
+    "Is it us or Slack?": ("circuit breaker", "open"),
 }
 """For each question, words that its command prints and its page shows; single words, because a table may wrap lines."""
 
@@ -132,13 +132,14 @@ async def publish(session: aiohttp.ClientSession, url: str, headers: Headers, bo
 
 
 async def settled(session: aiohttp.ClientSession, api: str) -> str:
-    """Wait until Jane's delivery is dead, and an attempt of Slack's has failed. Returns the key of Jane's."""
+    """Wait until Jane's delivery is dead, and Slack's waits for the circuit breaker. Returns the key of Jane's."""
 
     async def found() -> str | None:
         async with session.get(f"{api}/deliveries") as answer:
             entries = (await answer.json())["entries"]
         dead = [one["key"] for one in entries if one["state"] == "dead"]
-        return dead[0] if dead and all(one["attempt"] for one in entries) else None
+        waits = {wait["kind"] for one in entries for wait in one["waits_for"]}
+        return dead[0] if dead and "breaker" in waits else None
 
     return await until(found)
 
