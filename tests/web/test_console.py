@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import aiohttp
 import pytest
+import pytest_asyncio
 import structlog
 from playwright.async_api import Browser, Page, expect
 
@@ -29,19 +30,22 @@ TOKENS = [
 ]
 
 
-@pytest.fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # all tests share the browser, whose start takes a second
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def console(tmp_path: Path) -> AsyncIterator[ConsoleServer]:
     async with serve_console(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as server:
         yield server
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     async with opened() as chromium:
         yield chromium
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, console: ConsoleServer) -> AsyncIterator[Page]:
     page = await browser.new_page(
         viewport={"width": 1200, "height": 860}, color_scheme="light", timezone_id="Europe/Zurich"
@@ -50,6 +54,7 @@ async def page(browser: Browser, console: ConsoleServer) -> AsyncIterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
     yield page
+    await page.close()
     assert errors == []
 
 
