@@ -115,7 +115,7 @@ class AccessControl:
             return Caller(found[0].name, found[0].scopes) if found else Unauthenticated(401, "the token is not known")
         if session := self.sessions.read(request):
             return self._session_caller(session)
-        return Unauthenticated(401, "show a token: Authorization: Bearer …")
+        return Unauthenticated(401, "log in, or show a token: Authorization: Bearer …")
 
     def wait(self, scope: Connection, caller: Caller | Unauthenticated) -> timedelta:
         """Return how long the caller has to wait because of the rate limit; zero if the request is allowed now."""
@@ -247,7 +247,7 @@ def needs(scope: Scope, endpoint: Endpoint) -> Endpoint:
             case Caller() as caller if scope not in caller.scopes:
                 return error_response(request.scope, 403, f"{caller.name} has no scope {scope}")
             case Caller() as caller if not await _has_csrf_token(request, caller, scope):
-                reason = f"the form is no longer valid: {CSRF_FIELD} or {CSRF_HEADER} is missing or old"
+                reason = f"{CSRF_FIELD} or {CSRF_HEADER} is missing or old: reload the page"
                 return error_response(request.scope, 403, reason)
             case Caller():
                 return await endpoint(request)
