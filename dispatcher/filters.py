@@ -5,21 +5,25 @@ A mistake in a filter is a ValidationError or a ValueError whose message is a se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.records import Cursor
 from dispatcher.model.delivery import State
-from dispatcher.model.phase import TERMINAL
+from dispatcher.model.event import EntityId
+from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.duration import parse_time
 from dispatcher.parsing.nearest import no_such
+from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.rules import Verdict
 
 MAX_PAGE_SIZE = 500
+PHASES = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED, Phase.SUCCEEDED)
+"""The phases about which a launch plan's rules are asked, in the order in which they are shown."""
 
 
 def _one_of(what: str, values: Iterable[str]) -> BeforeValidator:
@@ -115,6 +119,33 @@ class Search(Criteria, PageParameters):
 
     def wanted(self, *, now: datetime, states: frozenset[State] = frozenset()) -> Filter:
         return super().wanted(now=now, states=states or frozenset(self.state))
+
+
+class LaunchPlanQuestion(_Parameters):
+    """Asks who would be notified of a launch plan's executions."""
+
+    launch_plan: Annotated[
+        str,
+        Field(
+            min_length=5,
+            max_length=4000,
+            pattern=r"^[^\x00]+$",
+            description="`project/domain/name`, or `project/domain/name@version`.",
+        ),
+    ]
+    phase: _Phase | None = None
+
+    @property
+    def plan(self) -> EntityId:
+        """The launch plan. Raises ValueError if the text names none."""
+        try:
+            return EntityId.parse(self.launch_plan)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        return [Phase(self.phase)] if self.phase is not None else PHASES
 
 
 class RejectedSearch(PageParameters):

@@ -20,6 +20,7 @@ from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
 from dispatcher.cli.reconcile import reconcile
 from dispatcher.cli.rejected import rejected
+from dispatcher.cli.rules import rules
 from dispatcher.cli.send_test import send_test
 from dispatcher.cli.serve import serve
 from dispatcher.cli.templates import templates
@@ -61,6 +62,7 @@ app.command()(demo)
 app.add_typer(executions, name="executions")
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
+app.add_typer(rules, name="rules")
 app.add_typer(templates, name="templates")
 app.add_typer(ledger, name="ledger")
 app.command()(reconcile)

@@ -29,16 +29,10 @@ if TYPE_CHECKING:
 
     from dispatcher.config.settings import Settings
     from dispatcher.explain import Explanation
-    from dispatcher.model.delivery import Delivery
-    from dispatcher.model.event import Event, ExecutionId
-    from dispatcher.rules import AdminExecution, UnknownExecution
+    from dispatcher.model.event import ExecutionId
 
 MAX_DELIVERIES = 10_000
 MAX_REJECTED = 50
-PLANNED = "planned"
-"""The state that a dry run shows for each delivery, because its deliveries are not in the ledger."""
-NOT_TERMINAL = "not_terminal"
-"""The verdict that a dry run shows if the phase of the event in the file is not terminal."""
 
 
 def explain(
@@ -114,66 +108,15 @@ def _dry_run(settings: Settings, file: Path) -> Explanation:
 
     Raises FlyteAdminUnavailable if FlyteAdmin is configured and does not answer.
     """
-    import asyncio
-
-    from dispatcher.clock import SystemClock
+    from dispatcher.cli._dry_run import dry_run
     from dispatcher.errors import Unreadable
-    from dispatcher.explain import Explanation, with_deduplicated_recipients
     from dispatcher.flyte.event_files import read_event_file
-    from dispatcher.rules import decide
-    from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.wiring import make_planner, open_channels
 
     try:
         event = read_event_file(file)
     except (OSError, Unreadable) as problem:
         raise typer.BadParameter(f"{file}: {getattr(problem, 'strerror', None) or problem}") from None
-    rules = LaunchPlanFiles(settings.rules.launch_plans)
-    rules.load()
-    for refused in rules.problems:
-        write_line(str(refused), err=True)
-    event, answer = asyncio.run(_look_up(settings, event))
-    decision = decide(event, rules.book, answer)
-    verdict, reason = str(decision.verdict), decision.reason
-    if not event.phase.terminal:
-        verdict, reason = NOT_TERMINAL, "only terminal events cause notifications"
-    planned = make_planner(settings, open_channels(settings)).plan(event, decision.matched, now=SystemClock().now())
-    fields = event.model_dump(mode="json", exclude_defaults=True)
-    return Explanation(
-        event={"key": event.key, **fields, "verdict": verdict, "reason": reason},
-        rules=with_deduplicated_recipients([rule.as_data() for rule in decision.considered], planned),
-        deliveries=[_planned_data(delivery) for delivery in planned],
-        disabled_by=decision.disabled_by,
-    )
-
-
-async def _look_up(settings: Settings, event: Event) -> tuple[Event, AdminExecution | UnknownExecution | None]:
-    """Ask FlyteAdmin about the event's execution. Returns the event with the missing fields added, and the answer.
-
-    If FlyteAdmin is not configured, or if the event's own Options decide, returns the unchanged event and None.
-    """
-    from dispatcher.clock import SystemClock
-    from dispatcher.rules import AdminExecution, decides_itself
-    from dispatcher.runtime.wiring import configured_flyte_admin
-
-    async with configured_flyte_admin(settings, SystemClock()) as admin:
-        if admin is None or decides_itself(event):
-            return event, None
-        answer = await admin.look_up(event.execution)
-    return (answer.complete(event) if isinstance(answer, AdminExecution) else event), answer
-
-
-def _planned_data(delivery: Delivery) -> dict[str, Any]:
-    from dispatcher.model.delivery import State
-
-    return {
-        "channel": delivery.channel,
-        "recipients": delivery.recipients,
-        "state": PLANNED if delivery.state is State.WAITING else delivery.state,
-        "reason": delivery.reason,
-        "rule": delivery.rule,
-        "addresses": delivery.addresses,
-    }
+    return dry_run(settings, lambda run: run.of_event(event))
 
 
 # -- an execution in the ledger

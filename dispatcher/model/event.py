@@ -125,6 +125,19 @@ class EntityId(_Incoming):
     """`TASK` if the execution ran a single task without a workflow: Flyte then names the task in place of the launch
     plan. Otherwise empty."""
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a launch plan: `project/domain/name` or `project/domain/name@version`. The name may have slashes.
+
+        Raises ValueError for anything else.
+        """
+        parts = text.split("/", 2)
+        if len(parts) != 3 or not all(parts):
+            raise ValueError(f"{text!r} names no launch plan: write project/domain/name or project/domain/name@version")
+        project, domain, rest = parts
+        name, _, version = rest.partition("@")
+        return cls(project=project, domain=domain, name=name, version=version)
+
     @property
     def noun(self) -> str:
         """What it is called in sentences: `task` or `launch plan`. Only for launch plans and tasks."""

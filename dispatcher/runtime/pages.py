@@ -93,6 +93,7 @@ def _console(
     inbox_url: str,
 ) -> Sequence[BaseRoute]:
     """Return the HTTP routes of the console and the API."""
+    from dispatcher.dry_run import DryRun  # noqa: PLC0415
     from dispatcher.operations import Operations  # noqa: PLC0415
     from dispatcher.web.activity_stream import ActivityStream  # noqa: PLC0415
     from dispatcher.web.api import Api  # noqa: PLC0415 - imported only if the console is on
@@ -105,7 +106,8 @@ def _console(
     ledger = parts.ledger
     operations = Operations(ledger, parts.intake, clock, wake_workers)
     activity_stream = ActivityStream(ledger.queries, stopping)
-    api = Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, base_path=base_path)
+    dry_run = DryRun(parts.intake.rules, parts.intake.planner, clock, parts.admin)
+    api = Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, dry_run, base_path=base_path)
     console = Console(
         ledger,
         operations,
@@ -113,6 +115,7 @@ def _console(
         clock,
         parts.channels,
         CHANNEL_TYPES,
+        dry_run,
         base_path=base_path,
         console_url=settings.console_url,
         logs_url=settings.logs_url,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +14,7 @@ from channels.contract import Answer, Receipt
 from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import Clock
 from dispatcher.config.settings import Settings
+from dispatcher.dry_run import DryRun
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger, Settlement
@@ -139,7 +140,12 @@ DEAD = Dead(
 
 @asynccontextmanager
 async def serve_console(
-    ledger_url: str, clock: ManualClock | None = None, *, streams: int = 32, **http: Any
+    ledger_url: str,
+    clock: ManualClock | None = None,
+    *,
+    streams: int = 32,
+    rules: Callable[[], RuleBook] = RuleBook,
+    **http: Any,
 ) -> AsyncIterator[ConsoleServer]:
     """Serve the console and its API. Requests from this machine have full access, unless `tokens` are given.
 
@@ -150,12 +156,13 @@ async def serve_console(
     settings = Settings(**SETTINGS)
     channels = open_channels(settings)
     async with Ledger(ledger_url) as ledger:
-        intake = Intake(ledger, RuleBook, make_planner(settings, channels), make_contents(settings), clock)
+        intake = Intake(ledger, rules, make_planner(settings, channels), make_contents(settings), clock)
         server = ConsoleServer(ledger, intake, clock)
+        dry_run = DryRun(intake.rules, intake.planner, clock, None)
         operations = Operations(ledger, intake, clock, lambda: server.wakeups.append(1))
         activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)
         more = [
-            *Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, base_path=config.base_path).routes,
+            *Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, dry_run, base_path=config.base_path).routes,
             *routes(
                 Console(
                     ledger,
@@ -164,6 +171,7 @@ async def serve_console(
                     clock,
                     channels,
                     CHANNEL_TYPES,
+                    dry_run,
                     base_path=config.base_path,
                     console_url=settings.console_url,
                     logs_url=settings.logs_url,

@@ -18,7 +18,8 @@ from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Deed, Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
-from tests.support.builders import SECOND, a_launch_plan, an_event, an_execution
+from dispatcher.rules import PlanKey, PlanRules, RuleBook
+from tests.support.builders import SECOND, a_launch_plan, a_rule, an_event, an_execution
 from tests.support.console import DEAD, ConsoleServer, add_replicas, serve_console
 from tests.support.ledger_steps import an_action
 
@@ -222,6 +223,36 @@ async def test_who_redrove_a_delivery_and_why_is_in_its_history(console: Console
     assert action == {"who": "oncall", "what": "redrive", "scope": "channel slack", "why": "invited the bot"}
     (explanation,) = (await call(console, "/executions/flytesnacks/production/why"))["explanations"]
     assert [one["why"] for one in explanation["deliveries"][0]["actions"]] == ["invited the bot"]
+
+
+async def test_who_would_be_notified_is_told_by_the_rules_without_an_event(tmp_path: Path) -> None:
+    key = PlanKey("flytesnacks", "production", "train.daily")
+    book = RuleBook({key: PlanRules(key, (a_rule("#ml", channel="slack", defined_at="train.yaml:7"),))})
+    url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    async with serve_console(url, tokens=TOKENS, rules=lambda: book) as console:
+        answer = await call(console, "/rules/who?launch_plan=flytesnacks/production/train.daily")
+        assert {one["event"]["phase"]: len(one["deliveries"]) for one in answer["phases"]} == {
+            "FAILED": 1,
+            "TIMED_OUT": 0,
+            "ABORTED": 0,
+            "SUCCEEDED": 0,
+        }
+        (delivery,) = answer["phases"][0]["deliveries"]
+        assert (delivery["channel"], delivery["recipients"], delivery["state"]) == ("slack", ["#ml"], "planned")
+        other = await call(console, "/rules/who?launch_plan=flytesnacks/production/train.dayly&phase=failed")
+        assert (other["known"], "did you mean flytesnacks/production/train.daily?" in other["hint"]) == (False, True)
+        await call(console, "/rules/who?launch_plan=a/b", status=400)
+        await call(console, "/rules/who", status=400)
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {READER}"}) as session:
+            for query, words, status in (
+                ("", "Name a launch plan", 200),
+                ("?launch_plan=flytesnacks/production/train.daily", "Slack to #ml</strong>", 200),
+                ("?launch_plan=flytesnacks/production/train.daily&phase=succeeded", "is for SUCCEEDED", 200),
+                ("?launch_plan=flytesnacks/production/train.dayly", "did you mean flytesnacks/production/train", 200),
+                ("?launch_plan=nonsense", "names no launch plan", 400),
+            ):
+                async with session.get(f"{console.url}/console/rules{query}") as page:
+                    assert (page.status, words in await page.text()) == (status, True), query
 
 
 async def test_a_token_with_only_the_read_scope_cannot_redrive(console: ConsoleServer) -> None:

@@ -87,6 +87,7 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "rejected": "/console/rejected",
         "message": f"/console/rejected/{rejected.id}",
         "health": "/console/health",
+        "rules": "/console/rules?launch_plan=flytesnacks/production/train.daily",
         "search": "/console/search?q=nobody",
         "no deliveries": "/console/deliveries?recipient=nobody",
     }

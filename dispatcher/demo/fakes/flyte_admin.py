@@ -262,6 +262,22 @@ class _AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc] 
             await context.abort(grpc.StatusCode.NOT_FOUND, f"missing entity of type LAUNCH_PLAN with identifier {name}")
         return self._admin.launch_plans[name]
 
+    async def GetActiveLaunchPlan(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for plan in self._versions(request.id):
+            if plan.closure.state == launch_plan_pb2.ACTIVE:
+                return plan
+        await context.abort(grpc.StatusCode.NOT_FOUND, f"no active launch plan of {_full_name(request.id)}")
+        raise AssertionError("abort raises")
+
+    async def ListLaunchPlans(self, request: Any, _: Any) -> Any:  # noqa: N802
+        page, next_token = _page(self._versions(request.id), request)
+        return launch_plan_pb2.LaunchPlanList(launch_plans=page, token=next_token)
+
+    def _versions(self, identity: Any) -> list[Any]:
+        """Return a launch plan's versions, newest first: the one that was added last is the newest."""
+        added = reversed(self._admin.launch_plans.values())
+        return [plan for plan in added if _full_name(plan.id) == _full_name(identity)]
+
     async def ListProjects(self, request: Any, _: Any) -> Any:  # noqa: N802
         domains: dict[str, set[str]] = {}
         for execution in self._admin.executions.values():

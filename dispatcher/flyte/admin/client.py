@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -30,22 +29,18 @@ from dispatcher.clock import Clock, loop_time
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
 from dispatcher.flyte.admin.config import FlyteAdminConfig
 from dispatcher.flyte.admin.errors import PermanentError, ServerError, TransientError, classify_error
-from dispatcher.flyte.admin.mapping import excess_of, execution_of, finished_between, rules_of, terminal_event_of
+from dispatcher.flyte.admin.launch_plans import LaunchPlans
+from dispatcher.flyte.admin.mapping import execution_of, finished_between, terminal_event_of
 from dispatcher.flyte.admin.oauth import AuthMetadata, OAuthClient, Token
 from dispatcher.flyte.admin.single_flight import SingleFlight
 from dispatcher.model.event import EntityId, Event, ExecutionId
-from dispatcher.rules import AdminExecution, Rule, UnknownExecution
+from dispatcher.rules import AdminExecution, UnknownExecution
 
 log = structlog.get_logger(__name__)
 
 PARALLEL = 100
 """Maximum number of concurrent look-ups; further look-ups wait. The number is 100 because many proxies allow 100 gRPC
 streams on one connection."""
-PLAN_CACHE_SIZE = 2000
-"""Maximum number of launch plans in the cache. A full cache drops the least recently used launch plan.
-
-Cached rules never become outdated, because a version of a launch plan never changes.
-"""
 SHUTDOWN_DEADLINE = 3
 """Maximum duration of a request during shutdown, in seconds."""
 PAGE_SIZE = 100
@@ -85,8 +80,7 @@ class FlyteAdmin:
         self._oauth = OAuthClient(config, clock) if config.client_id else None
         self._slots = asyncio.Semaphore(PARALLEL)
         self._look_ups: SingleFlight[ExecutionId, AdminExecution | UnknownExecution] = SingleFlight()
-        self._plan_cache: OrderedDict[EntityId, tuple[Rule, ...]] = OrderedDict()
-        self._plan_look_ups: SingleFlight[EntityId, tuple[Rule, ...]] = SingleFlight()
+        self._launch_plans = LaunchPlans(self._call)
         self._timeout = config.timeout.total_seconds()
         self._deadlines: set[asyncio.Timeout] = set()
         self._connection = self._connect()
@@ -112,6 +106,10 @@ class FlyteAdmin:
         Raises FlyteAdminUnavailable if FlyteAdmin does not answer in time or rejects the client's credentials.
         """
         return await self._look_ups.run(execution, lambda: self._look_up(execution))
+
+    async def launch_plan(self, plan: EntityId) -> AdminExecution | UnknownExecution:
+        """Return what an execution of the launch plan would get; see `LaunchPlans.find`. Raises FlyteAdminUnavailable."""
+        return await self._launch_plans.find(plan)
 
     async def event(self, execution: ExecutionId) -> Event:
         """Return an event with the execution's current phase and, if the execution failed, the complete error.
@@ -229,41 +227,8 @@ class FlyteAdmin:
             found = execution_of(message)
         plan = found.launch_plan
         if plan is not None and not plan.resource_type and (found.own or found.disabled):
-            return replace(found, replaced=await self._rules_of_plan(plan))
+            return replace(found, replaced=await self._launch_plans.rules(plan))
         return found
-
-    async def _rules_of_plan(self, plan: EntityId) -> tuple[Rule, ...]:
-        """Return the launch plan's rules, which this execution overrides. Only `explain` shows these rules.
-
-        Returns no rules if FlyteAdmin refuses the request or answers with an internal error, or if there are more than
-        an event may have.
-        """
-        if plan in self._plan_cache:
-            self._plan_cache.move_to_end(plan)
-            return self._plan_cache[plan]
-        return await self._plan_look_ups.run(plan, lambda: self._get_plan_rules(plan))
-
-    async def _get_plan_rules(self, plan: EntityId) -> tuple[Rule, ...]:
-        identity = identifier_pb2.Identifier(
-            resource_type=identifier_pb2.LAUNCH_PLAN,
-            project=plan.project,
-            domain=plan.domain,
-            name=plan.name,
-            version=plan.version,
-        )
-        try:
-            answer = await self._call("GetLaunchPlan", common_pb2.ObjectGetRequest(id=identity), f"launch plan {plan}")
-        except (PermanentError, ServerError) as error:
-            log.warning("a launch plan's rules can't be read", launch_plan=str(plan), reason=str(error))
-            return ()
-        if answer is None:
-            return ()
-        notifications = answer.spec.entity_metadata.notifications
-        rules, _ = rules_of(() if excess_of(notifications) else notifications, f"flyte_admin:{plan}")
-        self._plan_cache[plan] = rules
-        if len(self._plan_cache) > PLAN_CACHE_SIZE:
-            self._plan_cache.popitem(last=False)
-        return rules
 
     async def _answers_other_requests(self) -> bool:
         """True if FlyteAdmin can list a project from its database. Called after a request for one execution failed."""

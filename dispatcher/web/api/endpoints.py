@@ -15,8 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dispatcher.clock import Clock
+from dispatcher.dry_run import DryRun
 from dispatcher.explain import delivery_data, delivery_with_history, event_data, explanations
-from dispatcher.filters import RejectedSearch, Search, unknown_names
+from dispatcher.filters import LaunchPlanQuestion, RejectedSearch, Search, unknown_names
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.records import Activity, Page
 from dispatcher.model.event import ExecutionId
@@ -45,6 +46,7 @@ class Api:
         activity_stream: ActivityStream,
         clock: Clock,
         channels: Collection[str],
+        dry_run: DryRun,
         *,
         base_path: str = "",
     ) -> None:
@@ -54,6 +56,7 @@ class Api:
         self._activity_stream = activity_stream
         self._clock = clock
         self._channels = channels
+        self._dry_run = dry_run
         self._endpoints = self._table()
         self._document = orjson.dumps(document(self._endpoints, base_path=base_path, root=ROOT))
 
@@ -143,6 +146,16 @@ class Api:
                 endpoint=self._delivery,
                 response=models.DeliveryDetails,
                 problems=(404,),
+            ),
+            Operation(
+                method="GET",
+                path="/rules/who",
+                name="whoIsNotified",
+                summary="Who would be notified of a launch plan's executions, and why, by today's rules.",
+                scope=read,
+                endpoint=self._who,
+                response=models.LaunchPlanForecast,
+                query=LaunchPlanQuestion,
             ),
             Operation(
                 method="GET",
@@ -251,6 +264,12 @@ class Api:
                 return Filter(keys=keys)
             case models.RedriveByFilter(filter=criteria):
                 return criteria.wanted(now=self._clock.now())
+
+    async def _who(self, request: ApiRequest) -> BaseModel:
+        question: LaunchPlanQuestion = request.query
+        plan = _parsed(lambda: question.plan)
+        forecast = await self._dry_run.of_launch_plan(plan, question.phases)
+        return models.LaunchPlanForecast.model_validate(forecast.as_data())
 
     async def _rejected(self, request: ApiRequest) -> BaseModel:
         search: RejectedSearch = request.query

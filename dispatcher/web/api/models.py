@@ -153,6 +153,40 @@ class ExecutionExplanation(_Response):
         return cls.model_validate({"execution": execution, "explanations": [one.as_data() for one in explanations]})
 
 
+class LaunchPlan(_Response):
+    project: str
+    domain: str
+    name: str
+    version: str
+
+
+class PlannedDelivery(_Response):
+    channel: str
+    recipients: Sequence[str]
+    addresses: Sequence[str]
+    state: Annotated[str, Field(description="`planned`, or `dead` if no channel knows the recipient.")]
+    reason: str
+    rule: str
+
+
+class PhaseForecast(_Response):
+    """Who would be notified of an execution that enters this phase."""
+
+    event: Annotated[Mapping[str, Any], Field(description="`phase`, `verdict` and `reason`.")]
+    rules: Sequence[EvaluatedRule]
+    deliveries: Sequence[PlannedDelivery]
+    disabled_by: str | None
+
+
+class LaunchPlanForecast(_Response):
+    """Who would be notified of a launch plan's executions, by today's rules."""
+
+    launch_plan: LaunchPlan
+    known: Annotated[bool, Field(description="False if neither FlyteAdmin nor a file has rules for the launch plan.")]
+    hint: Annotated[str, Field(description="Similar launch plans, if this one is not known.")]
+    phases: Sequence[PhaseForecast]
+
+
 class RejectedMessage(_Response):
     """A message that could not be decoded, or an event whose rules are unknown."""
 

@@ -20,6 +20,7 @@ from dispatcher.web.console import (
     overview,
     redrive,
     rejected,
+    rules,
     search,
 )
 from dispatcher.web.console.base import ROOT, Console, Page, PageError
@@ -44,6 +45,7 @@ def routes(console: Console) -> list[BaseRoute]:
         ("/rejected", read, rejected.list_, "GET"),
         ("/rejected/{id}", read, rejected.get, "GET"),
         ("/rejected/{id}/replay", operate, rejected.replay, "POST"),
+        ("/rules", read, rules.get, "GET"),
         ("/search", read, search.get, "GET"),
     ]
 

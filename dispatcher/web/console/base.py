@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, Response
 
 from channels.contract import Channel, ChannelType
 from dispatcher.clock import Clock
+from dispatcher.dry_run import DryRun
 from dispatcher.errors import Unavailable
 from dispatcher.filters import Search
 from dispatcher.ledger import Ledger
@@ -61,6 +62,7 @@ class Console:
     clock: Clock
     channels: Mapping[str, Channel]
     channel_types: Mapping[str, ChannelType]
+    dry_run: DryRun
     base_path: str = ""
     """The setting `http.base_path`."""
     console_url: str = ""

@@ -1,0 +1,121 @@
+"""Says who would be notified, and why: of an event, or of a launch plan's executions. Records and sends nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dispatcher.clock import Clock
+from dispatcher.explain import Explanation, with_deduplicated_recipients
+from dispatcher.model.delivery import Delivery, State
+from dispatcher.model.event import EntityId, Event, ExecutionId
+from dispatcher.model.phase import Phase
+from dispatcher.parsing.nearest import nearest
+from dispatcher.planning.planner import Planner
+from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, decide, decides_itself
+
+PLANNED = "planned"
+"""The state of a delivery that would be sent. It is not in the ledger."""
+NOT_TERMINAL = "not_terminal"
+"""The verdict about an event whose phase is not terminal."""
+
+
+class SourceOfRules(Protocol):
+    """FlyteAdmin, as far as a dry run asks it. Both methods raise FlyteAdminUnavailable."""
+
+    async def look_up(self, execution: ExecutionId) -> AdminExecution | UnknownExecution: ...
+
+    async def launch_plan(self, plan: EntityId) -> AdminExecution | UnknownExecution: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlanForecast:
+    """Who would be notified of a launch plan's executions."""
+
+    plan: EntityId
+    """With the version whose rules are shown, if FlyteAdmin told it."""
+    known: bool
+    """True if FlyteAdmin or a file has rules for the launch plan, or an empty list of rules."""
+    hint: str
+    """Similar launch plans, if this one is not known."""
+    phases: dict[Phase, Explanation]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the forecast in the form that `--json` and the API print."""
+        return {
+            "launch_plan": {name: getattr(self.plan, name) for name in ("project", "domain", "name", "version")},
+            "known": self.known,
+            "hint": self.hint,
+            "phases": [explanation.as_data() for explanation in self.phases.values()],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """Decides and plans like intake, with today's rules."""
+
+    rules: Callable[[], RuleBook]
+    planner: Planner
+    clock: Clock
+    admin: SourceOfRules | None
+    """FlyteAdmin; None if it is not configured."""
+
+    async def of_event(self, event: Event) -> Explanation:
+        """Explain what the event would lead to. Raises FlyteAdminUnavailable."""
+        answer = None
+        if self.admin is not None and not decides_itself(event):
+            answer = await self.admin.look_up(event.execution)
+            if isinstance(answer, AdminExecution):
+                event = answer.complete(event)
+        return self._explain(event, answer, {"key": event.key, **event.model_dump(mode="json", exclude_defaults=True)})
+
+    async def of_launch_plan(self, plan: EntityId, phases: Iterable[Phase]) -> LaunchPlanForecast:
+        """Explain who would be notified of an execution that starts now and enters each of these phases.
+
+        The execution has no rules of its own. Raises FlyteAdminUnavailable.
+        """
+        answer = await self.admin.launch_plan(plan) if self.admin is not None else None
+        if isinstance(answer, AdminExecution) and answer.launch_plan is not None:
+            plan = answer.launch_plan
+        execution = ExecutionId(project=plan.project, domain=plan.domain, name="any")
+        explained = {}
+        known = isinstance(answer, AdminExecution)
+        for phase in phases:
+            event = Event(execution=execution, phase=phase, occurred_at=self.clock.now(), launch_plan=plan)
+            explained[phase] = self._explain(event, answer, {"phase": phase})
+            known = known or bool(self.rules().entries_for(event))
+        hint = "" if known else nearest(str(plan), {str(key) for key in self.rules().plans})
+        return LaunchPlanForecast(plan, known, hint, explained)
+
+    def _explain(
+        self, event: Event, answer: AdminExecution | UnknownExecution | None, shown: dict[str, Any]
+    ) -> Explanation:
+        decision = decide(event, self.rules(), answer)
+        verdict, reason = str(decision.verdict), decision.reason
+        if not event.phase.terminal:
+            verdict, reason = NOT_TERMINAL, "only terminal events cause notifications"
+        planned = self.planner.plan(event, decision.matched, now=self.clock.now())
+        return Explanation(
+            event={**shown, "verdict": verdict, "reason": reason},
+            rules=with_deduplicated_recipients([rule.as_data() for rule in decision.considered], planned),
+            deliveries=[_planned_data(delivery) for delivery in planned],
+            disabled_by=decision.disabled_by,
+        )
+
+
+def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
+    """Return why a delivery would be sent, or why it would be dead."""
+    reasons = {rule["defined_at"]: rule["reason"] for rule in explanation.rules}
+    return str(delivery["reason"] or reasons.get(delivery["rule"], ""))
+
+
+def _planned_data(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "channel": delivery.channel,
+        "recipients": delivery.recipients,
+        "state": PLANNED if delivery.state is State.WAITING else delivery.state,
+        "reason": delivery.reason,
+        "rule": delivery.rule,
+        "addresses": delivery.addresses,
+    }
