@@ -153,7 +153,7 @@ def arguments(known: Sequence[str], arguments: Sequence[str] | None = None) -> a
     if options.write and (options.only or options.smoke or options.against):
         parser.error("--write needs a full run: do not combine it with --only, --smoke or --against")
     if options.write:
-        around_table(options.write)  # fail before the run, not after the run
+        around_table(options.write)  # fail before the run, not after it
     return options
 
 
