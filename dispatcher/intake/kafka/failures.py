@@ -45,26 +45,27 @@ SPEAKS_SASL = (
     "this port ends the connection: does it require a login (kafka.security_protocol is SASL_SSL or SASL_PLAINTEXT "
     "then), or a client certificate (kafka.cert_file)?"
 )
+ADVERTISED = "is it up, and is the address right that it advertises (advertised.listeners)?"
 SPEAKS_NO_SASL = "this port speaks no SASL, so it takes no login: set kafka.security_protocol to SSL or PLAINTEXT"
 
 
 class _LastFailure(logging.Handler):
-    """Keeps the last failure of a connection, because aiokafka only logs it."""
+    """Keeps, in words, why the last connection failed, because aiokafka only logs it."""
 
-    _error: BaseException | None = None
+    _reason = ""
     _at = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         match record.args:
             case (str(), int(), BaseException() as error):  # a host and a port of `bootstrap_servers`
-                self._error, self._at = error, loop_time()
-            case (_, BaseException() as error) if record.levelno >= logging.ERROR:  # a broker's number
-                self._error, self._at = error, loop_time()
+                self._reason, self._at = _in_words(error), loop_time()
+            case (number, BaseException() as error) if record.levelno >= logging.ERROR:
+                self._reason, self._at = f"broker {number}: {_in_words(error, ADVERTISED)}", loop_time()
 
-    def take(self) -> BaseException | None:
-        """Return the failure if it is recent, and forget it."""
-        error, self._error = self._error, None
-        return error if loop_time() - self._at < RECENT_SECONDS else None
+    def take(self) -> str:
+        """Return the reason if it is recent, and forget it; otherwise an empty text."""
+        reason, self._reason = self._reason, ""
+        return reason if loop_time() - self._at < RECENT_SECONDS else ""
 
 
 _last_failure = _LastFailure(logging.WARNING)
@@ -73,13 +74,14 @@ logging.getLogger("aiokafka").addHandler(_last_failure)
 
 def describe(error: BaseException) -> str:
     """Return in words why a call to the broker failed, with the setting that may be wrong."""
-    cause = _last_failure.take() if isinstance(error, _WITHOUT_CAUSE) else None
-    if isinstance(error, TimeoutError) and cause is not None:
-        return f"no answer in time; {_in_words(cause)}"
-    return _in_words(cause or error)
+    reason = _last_failure.take() if isinstance(error, _WITHOUT_CAUSE) else ""
+    if isinstance(error, TimeoutError) and reason:
+        return f"no answer in time; {reason}"
+    return reason or _in_words(error)
 
 
-def _in_words(error: BaseException) -> str:
+def _in_words(error: BaseException, address: str = "check kafka.bootstrap_servers") -> str:
+    """Return in words what happened. `address`: what to do if the broker can't be reached."""
     match error:
         case TimeoutError():
             return "no answer in time"
@@ -96,7 +98,7 @@ def _in_words(error: BaseException) -> str:
         case KafkaConnectionError(__cause__=asyncio.IncompleteReadError(expected=int(length))):
             return _unexpected_end(length)
         case OSError():
-            return f"can't be reached: {error.strerror or error}; check kafka.bootstrap_servers"
+            return f"can't be reached: {error.strerror or error}; {address}"
         case _:
             return _as_raised(error)
 

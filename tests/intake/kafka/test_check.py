@@ -13,6 +13,7 @@ from dispatcher.intake.kafka.config import KafkaConfig
 from dispatcher.web.server import serving
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
+from tests.support.brokers.light import LightBroker
 from tests.support.brokers.mock import Failure, MockBroker, Request
 from tests.support.kafka import config, numbered, publish, reading
 from tests.support.service import free_port
@@ -58,6 +59,16 @@ async def test_an_unreachable_broker_is_a_problem() -> None:
         ((ok, text),) = await found(config(address, "t"))
         assert (ok, text.startswith(f"{address}: can't be reached: ")) == (False, True)
         assert "kafka.bootstrap_servers" in text
+
+
+async def test_a_broker_that_advertises_a_wrong_address_is_named() -> None:
+    broker = LightBroker(advertised="nobody.invalid:9092").start()
+    try:
+        ((ok, text),) = await found(config(broker.bootstrap_servers, "t"))
+    finally:
+        broker.stop()
+    assert (ok, text.startswith(f"{broker.bootstrap_servers}: broker ")) == (False, True)
+    assert text.endswith("is it up, and is the address right that it advertises (advertised.listeners)?")
 
 
 async def test_a_port_that_speaks_http_is_named() -> None:

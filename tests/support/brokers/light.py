@@ -20,7 +20,9 @@ from tests.support.brokers.tether import Tether
 class LightBroker:
     """One broker on a free loopback port."""
 
-    def __init__(self, why: str = "asked for") -> None:
+    def __init__(self, why: str = "asked for", *, advertised: str = "") -> None:
+        """`advertised`: the HOST:PORT to which the broker sends its clients, if it is not its own."""
+        self._advertised = advertised
         self.name = f"the light broker Tansu ({why})"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -42,7 +44,7 @@ class LightBroker:
                 "broker",
                 "--storage-engine=memory://tansu/",
                 f"--listener-url={here}",
-                f"--advertised-listener-url={here}",
+                f"--advertised-listener-url=tcp://{self._advertised or self.bootstrap_servers}",
                 "--cluster-id=tests",
             ],
             stdout=log,
