@@ -23,6 +23,9 @@ from dispatcher.web.base_path import base_path_of
 _FOLDER = Path(__file__).parent
 _TYPES = {"console.css": "text/css", "console.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
+_SENTENCES = {404: "there is no such page", 405: "this page can't be requested in this way"}
+"""What error pages say where Starlette's reason only repeats the status."""
+
 
 def environment(*folders: Path) -> Environment:
     """Return the environment of templates in these folders, which may extend `base.html.j2`. It escapes all values."""
@@ -38,12 +41,14 @@ def environment(*folders: Path) -> Environment:
 def frame_values(scope: Scope) -> dict[str, Any]:
     """Return the values that `base.html.j2` shows. A caller who is not identified sees no navigation."""
     state: Mapping[str, Any] = scope.get("state", {})
+    caller, console = state.get("caller", ""), state.get("console", False)
     return {
         "base_path": base_path_of(scope),
         "path": scope["path"],
         "version": __version__,
-        "caller": state.get("caller", ""),
-        "navigation": state.get("navigation", False),
+        "caller": caller,
+        "console": console,
+        "navigation": bool(caller and console),
         "logged_in": COOKIE in HTTPConnection(scope).cookies,
         "csrf_token": state.get("csrf_token", ""),
     }
@@ -57,7 +62,9 @@ def frame_page(scope: Scope, template: str, *, status: int, **values: Any) -> Re
 
 def error_page(scope: Scope, status: int, reason: str, headers: Mapping[str, str]) -> Response:
     """Return a page that says what went wrong. `reason`: a sentence."""
-    title = HTTPStatus(status).phrase.capitalize()
+    phrase = HTTPStatus(status).phrase
+    reason = _SENTENCES.get(status, reason) if reason == phrase else reason
+    title = phrase.capitalize()
     response = frame_page(scope, "error.html.j2", status=status, title=title, reason=reason)
     response.headers.update(headers)
     return response

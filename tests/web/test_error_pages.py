@@ -58,6 +58,7 @@ async def test_people_get_a_page_and_programs_get_json(
             page = await answer.text()
             assert (answer.status, answer.content_type) == (status, "text/html")
             assert f"<h1>{title}</h1>" in page
+            assert "Not Found" not in page
             assert 'href="/base/static/console.css"' in page
         async with session.request(method, f"{url}{path}") as answer:
             assert (answer.status, (await answer.json())["status"]) == (status, "error")

@@ -216,9 +216,9 @@ class AccessMiddleware:
         scope[CALLER] = caller
         scope[_ACCESS_CONTROL] = self._access_control
         state = scope.setdefault("state", {})
-        state["csrf_token"] = caller.csrf_token or "" if isinstance(caller, Caller) else ""
+        state |= {"csrf_token": "", "caller": "", "console": self._access_control.console}
         if isinstance(caller, Caller):
-            state |= {"caller": caller.name, "navigation": self._access_control.console}
+            state |= {"csrf_token": caller.csrf_token or "", "caller": caller.name}
         wait = self._access_control.wait(scope, caller)
         await (too_many_requests(wait, scope) if wait else self._app)(scope, receive, send)
 
