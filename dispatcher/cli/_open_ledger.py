@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from dispatcher.config.sections import LedgerSettings
     from dispatcher.ledger import Ledger
 
 _T = TypeVar("_T")
+
+
+@asynccontextmanager
+async def open_ledger(section: LedgerSettings) -> AsyncIterator[Ledger]:
+    """Open the ledger. Changes no tables: raises LedgerIncompatible if they are missing or have to be migrated."""
+    from contextlib import aclosing
+
+    from dispatcher.ledger import Ledger
+
+    async with aclosing(Ledger(section.url, password_file=section.password_file)) as ledger:
+        await ledger.require_tables()
+        yield ledger
 
 
 def with_ledger(config: Path | None, use: Callable[[Ledger], Awaitable[_T]]) -> _T:
@@ -20,11 +34,9 @@ def with_ledger(config: Path | None, use: Callable[[Ledger], Awaitable[_T]]) -> 
     import asyncio
 
     from dispatcher.config.settings import load
-    from dispatcher.ledger import Ledger
 
     async def run() -> _T:
-        section = load(config).ledger
-        async with Ledger(section.url, password_file=section.password_file) as ledger:
+        async with open_ledger(load(config).ledger) as ledger:
             return await use(ledger)
 
     return asyncio.run(run())

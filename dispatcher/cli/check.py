@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from channels.contract import Channel, Finding
     from dispatcher.config.settings import Settings
+    from dispatcher.ledger import Ledger
     from dispatcher.model.replica import Replica
 
 Live = Annotated[
@@ -110,29 +111,43 @@ async def _check_kafka(settings: Settings) -> Sequence[Finding]:
 
 
 async def _check_ledger(settings: Settings) -> Sequence[Finding]:
+    from contextlib import aclosing
+
     from channels.contract import Finding
-    from dispatcher.clock import SystemClock
     from dispatcher.errors import DispatcherError
     from dispatcher.ledger import Ledger
+
+    section = settings.ledger
+    async with aclosing(Ledger(section.url, password_file=section.password_file)) as ledger:
+        try:
+            schema = await ledger.schema()
+            if not schema.compatible and not schema.newer:
+                tables = "has no tables yet" if schema.version is None else f"is at version {schema.version}"
+                advice = "`dispatcher serve` or `dispatcher ledger migrate` creates what is missing"
+                return [Finding(f"it is reached, and {tables}: {advice}", warning=True)]
+            schema.require_compatible()
+            return await _ledger_findings(settings, ledger)
+        except DispatcherError as error:
+            return [Finding(f"{error}; check ledger.url", ok=False)]
+
+
+async def _ledger_findings(settings: Settings, ledger: Ledger) -> Sequence[Finding]:
+    """Return what a ledger with tables says. Raises DispatcherError if it can't be read or written."""
+    from channels.contract import Finding
+    from dispatcher.clock import SystemClock
     from dispatcher.observability.clock_monitor import clock_problem
     from dispatcher.runtime.preflight import removed_channels
 
     clock = SystemClock()
-    try:
-        async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
-            await ledger.checkpoints.ping(now=clock.now())
-            newest = await ledger.history.newest()
-            wrong_clock = clock_problem(await ledger.clock_offset(clock.now))
-            backlog = await ledger.queries.backlog(now=clock.now())
-            replicas = await ledger.replicas.all()
-    except DispatcherError as error:
-        return [Finding(f"{error}; check ledger.url", ok=False)]
+    await ledger.checkpoints.ping(now=clock.now())
+    newest = await ledger.history.newest()
     last = f"last event {newest[0]}, recorded at {time_text(newest[1])} UTC" if newest else "no events yet"
     findings = [Finding(f"writable; {last}")]
+    backlog = await ledger.queries.backlog(now=clock.now())
     findings += [Finding(problem, warning=True) for problem in removed_channels(settings, backlog)]
-    if wrong_clock:
+    if wrong_clock := clock_problem(await ledger.clock_offset(clock.now)):
         findings.append(Finding(wrong_clock, warning=True))
-    return [*findings, *_replica_findings(replicas, clock.now())]
+    return [*findings, *_replica_findings(await ledger.replicas.all(), clock.now())]
 
 
 def _replica_findings(replicas: Sequence[Replica], now: datetime) -> list[Finding]:

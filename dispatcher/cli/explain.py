@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dispatcher.cli._open_ledger import open_ledger
 from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import (
@@ -131,10 +132,9 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[Explanation]:
 
     from dispatcher.clock import SystemClock
     from dispatcher.explain import explanations
-    from dispatcher.ledger import Ledger
 
     async def read() -> list[Explanation]:
-        async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
+        async with open_ledger(settings.ledger) as ledger:
             rejected = await ledger.rejected.find(limit=MAX_REJECTED, execution=execution)
             now = SystemClock().now()
             found = await explanations(ledger, execution, rejected, deliveries_at_most=MAX_DELIVERIES, now=now)

@@ -24,8 +24,8 @@ ledger = typer.Typer(
 
 @ledger.command()
 def migrate(config: Config = None) -> None:
-    """Migrate the tables to the version that this dispatcher needs. Replicas can run during the migration. `serve` also
-    migrates the tables when it starts. If the ledger cannot be reached, the command tries again for up to 30 seconds.
+    """Create the tables, or migrate them to the version that this dispatcher needs. Replicas can run during the
+    migration. Of the other commands, only `serve` changes tables, when it starts. If the ledger cannot be reached, the command tries again for up to 30 seconds.
     """
     import asyncio
 
@@ -34,7 +34,7 @@ def migrate(config: Config = None) -> None:
     from dispatcher.runtime import migration
 
     log_warnings_only()
-    before = asyncio.run(_with_ledger(load(config).ledger, migration.migrate))
+    before = asyncio.run(_with_ledger(load(config).ledger, migration.open_tables))
     if before.version is None:
         write_line(f"ledger     created, at version {HEAD}")
     elif before.compatible:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from dispatcher.cli._options import Config
 
+Migrate = Annotated[
+    bool,
+    typer.Option(
+        "--migrate/--no-migrate",
+        help="Create or upgrade the ledger's tables first. With --no-migrate, refuse to start if that is needed.",
+    ),
+]
 
-def serve(config: Config = None) -> None:
+
+def serve(config: Config = None, migrate: Migrate = True) -> None:
     """Run the service until SIGTERM or SIGINT. Before the service exits, it drains the deliveries in flight."""
     import asyncio
     import logging
@@ -25,7 +37,7 @@ def serve(config: Config = None) -> None:
         raise InvalidSettings("\n".join(problems))
     logs.configure(settings.log, level=logging.getLevelNamesMapping()[settings.log_level.upper()])
     log = structlog.get_logger(__name__)
-    service = Service(settings, on_ready=lambda _: event_loop.freeze_garbage_collector())
+    service = Service(settings, migrate=migrate, on_ready=lambda _: event_loop.freeze_garbage_collector())
 
     def ignore_hangup() -> None:
         log.info("SIGHUP is ignored: rules and secrets are read again without it, and other settings at a restart")

@@ -37,6 +37,11 @@ def _checked_sqlite(url: URL) -> URL:
     return url
 
 
+def file_exists(url: URL) -> bool:
+    """True if the file of an SQLite URL exists. A connection would create it."""
+    return Path(str(url.database)).exists()
+
+
 def _check_file(file: Path) -> None:
     try:
         if not _is_folder(file.parent):

@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dispatcher.errors import DispatcherError, LedgerUnavailable, SettingsError
 from dispatcher.ledger import sqlite
-from dispatcher.ledger.database_url import checked_url, place
+from dispatcher.ledger.database_url import checked_url, file_exists, place
 from dispatcher.ledger.failures import cause, failed, is_unavailable, refuses_value
 from dispatcher.ledger.postgres import postgres_engine
 from dispatcher.ledger.sqlalchemy_internals import AsyncConnection, create_async_engine
@@ -94,7 +94,11 @@ class Database:
             await unlimited.aclose()
 
     async def schema(self) -> Schema:
-        """Read the version of the tables. Raises LedgerIncompatible if an unreleased version created them."""
+        """Read the version of the tables, and create no SQLite file. Raises LedgerIncompatible if an unreleased version
+        created them.
+        """
+        if self.sqlite and not file_exists(self.url):
+            return Schema(version=None, oldest=None)
         async with self.reading() as connection:
             return await connection.run_sync(read_schema)
 

@@ -80,6 +80,10 @@ class Ledger:
         """Read the version of the tables. Raises LedgerIncompatible if an unreleased version created them."""
         return await self._database.schema()
 
+    async def require_tables(self) -> Schema:
+        """Return the schema. Raises LedgerIncompatible if `migrate` has to run first, or if this version is too old."""
+        return (await self.schema()).require_compatible()
+
     async def clock_offset(self, now: Callable[[], datetime]) -> timedelta:
         """Return how far `now` is ahead of the database's clock, at least; negative if it is behind, 0 on SQLite."""
         return await self._database.clock_offset(now)

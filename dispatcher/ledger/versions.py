@@ -49,6 +49,20 @@ class Schema:
             self.newer and (self.oldest == HEAD or 0 < _number(self.oldest) < _number(HEAD))
         )
 
+    def require_compatible(self) -> Schema:
+        """Return this schema. Raises LedgerIncompatible, with what to do, if this code can't work with the tables."""
+        if self.compatible:
+            return self
+        if self.newer:
+            raise LedgerIncompatible(
+                f"the ledger is at version {self.version}, this dispatcher knows versions up to {HEAD}: "
+                "it was made by a newer one; upgrade this one"
+            )
+        state = "has no tables yet" if self.version is None else f"is at version {self.version}"
+        raise LedgerIncompatible(
+            f"the ledger {state}, and this dispatcher needs version {HEAD}: run `dispatcher ledger migrate`"
+        )
+
 
 def _number(version: str | None) -> int:
     """Return a version's number, which is higher in later releases; 0 if the text is no version of a release."""
@@ -97,18 +111,12 @@ def _upgradable_versions(connection: Connection) -> set[str]:
 
 def upgrade(connection: Connection, place: str) -> Schema:
     before = read_schema(connection)
-    if before.compatible:
-        return before
+    if before.compatible or before.newer:
+        return before.require_compatible()
     from alembic import command  # noqa: PLC0415 - imported only here, because Alembic takes megabytes of memory and few starts migrate
-    from alembic.util import CommandError  # noqa: PLC0415
 
     try:
         command.upgrade(alembic_config(connection), "head")
-    except CommandError as error:
-        raise LedgerIncompatible(
-            f"the ledger is at version {before.version}, this dispatcher knows versions up to {HEAD}: "
-            "it was made by a newer one; upgrade this one"
-        ) from error
     except DBAPIError as error:
         if not _is_duplicate_table(error):
             raise

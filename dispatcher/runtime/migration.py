@@ -1,4 +1,4 @@
-"""Migrates the ledger's tables, and waits for the ledger's database, which may be starting too."""
+"""Migrates or checks the ledger's tables, and waits for the ledger's database, which may be starting too."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from dispatcher.ledger import Ledger, Schema
 log = structlog.get_logger(__name__)
 
 TIMEOUT = 30
-"""Maximum number of seconds that `migrate` waits for the database."""
+"""Maximum number of seconds that `open_tables` waits for the database."""
 
 
-async def migrate(ledger: Ledger, on_retry: Callable[[str], None] = lambda _: None) -> Schema:
-    """Migrate the tables. Returns the schema that the tables had before the migration.
+async def open_tables(
+    ledger: Ledger, *, migrate: bool = True, on_retry: Callable[[str], None] = lambda _: None
+) -> Schema:
+    """Migrate the tables, or only check that this version can work with them. Returns the schema that they had before.
 
     `on_retry` is called with the reason each time the database is unavailable. Raises SettingsError or
     LedgerIncompatible. Raises LedgerUnavailable if the database is unavailable for longer than `TIMEOUT`.
@@ -35,4 +37,4 @@ async def migrate(ledger: Ledger, on_retry: Callable[[str], None] = lambda _: No
         before_sleep=before_retry,
         reraise=True,
     )
-    return await retrying(ledger.migrate)
+    return await retrying(ledger.migrate if migrate else ledger.require_tables)

@@ -23,7 +23,7 @@ from dispatcher.observability.clock_monitor import ClockMonitor
 from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import Watchdog
 from dispatcher.runtime.components import Components, Work
-from dispatcher.runtime.migration import migrate
+from dispatcher.runtime.migration import open_tables
 from dispatcher.runtime.pages import make_pages, readiness_checks
 from dispatcher.runtime.parts import Parts, Wiring
 from dispatcher.runtime.preflight import removed_channels
@@ -49,6 +49,8 @@ class Service:
     settings: Settings
     clock: Clock = field(default_factory=SystemClock)
     rng: Random = field(default_factory=Random)
+    migrate: bool = True
+    """Create or upgrade the ledger's tables at the start. If False, the service refuses tables that it can't use."""
     on_ready: Callable[[str | None], None] = lambda _: None
     """Called once everything runs, with the base URL of the HTTP server, or None if there is no HTTP server."""
     on_batch: Callable[[BatchResult], None] = lambda _: None
@@ -98,7 +100,7 @@ class Service:
         log.info("stopped")
 
     async def _open_ledger(self, ledger: Ledger) -> bool:
-        """Migrate the ledger. Returns False if the service was stopped. Raises the errors of `migrate`."""
+        """Migrate or check the ledger. Returns False if the service was stopped. Raises the errors of `open_tables`."""
         if self._stopping.is_set():
             return False
 
@@ -107,7 +109,7 @@ class Service:
 
         try:
             async with asyncio.timeout(None) as self._ledger_wait:
-                schema = await migrate(ledger, note)
+                schema = await open_tables(ledger, migrate=self.migrate, on_retry=note)
                 # Intake reads Kafka's messages since this time, and reconciliation compares executions since then.
                 await ledger.checkpoints.record_first_start(now=self.clock.now())
         except TimeoutError:

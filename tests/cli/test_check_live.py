@@ -44,6 +44,7 @@ async def test_each_working_connection_is_one_line(tmp_path: Path) -> None:
         }
         file = tmp_path / "dispatcher.yaml"
         file.write_text(yaml.safe_dump(settings))
+        assert (await command("ledger", "migrate", "--config", str(file)))[0] == 0
         status, out, err = await command("check", "--live", "--config", str(file))
         assert (status, err) == (0, "")
         assert out.splitlines()[4:] == [

@@ -29,6 +29,7 @@ from tests.support.ledger_steps import claim, recorded
 from tests.support.next_version import NEXT, NextVersion
 from tests.support.service import COMMAND, command
 
+NEEDED = f"this dispatcher needs version {HEAD}: run `dispatcher ledger migrate`"
 MIGRATIONS = Path(dispatcher.ledger.__file__).parent / "migrations"
 
 
@@ -80,6 +81,13 @@ async def test_migrate_creates_the_tables_and_status_reports_them(url: str, tmp_
     status, said, advice = await run_ledger_command(config, "status")
     assert (status, said) == (1, f"ledger     has no tables yet; this dispatcher needs version {HEAD}\n")
     assert "dispatcher ledger migrate" in advice
+    refused = [("deliveries", "list"), ("explain", "p/d/x"), ("serve", "--no-migrate")]
+    for answer in await asyncio.gather(*(command(*one, "--config", config) for one in refused)):
+        assert (answer[0], answer[2].splitlines()[-1]) == (1, f"dispatcher: the ledger has no tables yet, and {NEEDED}")
+    assert not (tmp_path / "ledger.db").exists(), "only serve and `ledger migrate` create it"
+    _, checked, _ = await command("check", "--live", "--config", config)
+    assert "ledger     warning: it is reached, and has no tables yet: `dispatcher serve` or" in checked
+
     assert await run_ledger_command(config, "migrate") == (0, f"ledger     created, at version {HEAD}\n", "")
     for again in ("migrate", "status"):
         assert await run_ledger_command(config, again) == (
@@ -93,7 +101,10 @@ async def test_an_older_version_works_with_a_newer_ledger_that_is_compatible(url
     """Like a replica that restarts during an upgrade, or all replicas after a rollback."""
     config = settings(tmp_path, url)
     assert (await run_ledger_command(config, "migrate"))[0] == 0
-    said = await run_next_version(NextVersion(tmp_path / "next"), config, "migrate")
+    newer = NextVersion(tmp_path / "next")
+    _, _, refused = await run_next_version(newer, config, "actions")
+    assert f"at version {HEAD}, and this dispatcher needs version {NEXT}: run `dispatcher ledger migrate`" in refused
+    said = await run_next_version(newer, config, "migrate")
     assert said == (0, f"ledger     migrated from version {HEAD} to {NEXT}\n", "")
 
     status, out, _ = await run_ledger_command(config, "status")
