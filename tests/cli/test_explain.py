@@ -253,6 +253,7 @@ async def test_an_execution_with_only_a_rejected_message_is_explained(config: Pa
 
 
 async def test_an_unknown_execution_gives_an_error_with_what_to_check(config: Path) -> None:
+    await record(config)
     status, out, err = await command("explain", "p/d/n", "--config", str(config))
     assert (status, out) == (1, "")
     assert "nothing is recorded about p/d/n" in err

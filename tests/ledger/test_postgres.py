@@ -294,7 +294,9 @@ async def test_clocks_that_differ_are_a_warning_in_log_and_metric(postgres_url: 
 
 
 async def test_clocks_that_differ_are_a_warning_of_check(seven_seconds_ahead: str, tmp_path: Path) -> None:
-    status, said = await run_command("check", "--live", "--config", settings_file(tmp_path, seven_seconds_ahead))
+    async with Ledger(seven_seconds_ahead):
+        config = settings_file(tmp_path, seven_seconds_ahead)
+    status, said = await run_command("check", "--live", "--config", config)
     assert status == 0, said
     assert "ledger     warning: this machine's clock is 7 s behind the database's: synchronise both clocks" in said
 
