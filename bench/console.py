@@ -51,6 +51,7 @@ PAGES = (
     "/deliveries?recipient=team-7&state=dead",
     "/search?q=e7",
     "/health",
+    "/rules?launch_plan=flytesnacks/production/train.daily",
 )
 Times = Mapping[str, list[float]]
 """Milliseconds of each page, one value per round."""
