@@ -38,8 +38,8 @@ PLAN = {
 ANSWERS = {
     "Why has jane got nothing since 9?": (JANE, "dead", "550"),
     "What waits, and for what?": ("#dev-alerts", "waiting", "probe"),
-    "Who hears of train.daily?": (JANE, TEAM, "#dev-alerts", "train.daily.yaml"),
-    "Who was notified of this execution, and why?": ("train.daily.yaml", TEAM, "sent", "550"),
+    "Who hears of train.daily?": (JANE, TEAM, "#dev-alerts", "yaml:"),
+    "Who was notified of this execution, and why?": ("yaml:", TEAM, "sent", "550"),
     "Which executions failed last night?": ("a7failed", "a7quiet"),
     "Why was nobody notified of it?": ("options.disable_notifications is set",),
     "What did the provider answer?": ("550",),
