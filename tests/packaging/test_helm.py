@@ -14,6 +14,7 @@ import yaml
 from dispatcher.parsing.duration import parse_duration
 from tests.support.pages import blocks
 from tests.support.service import COMMAND
+from tests.support.several_commands import run_several
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "flyte-notification-dispatcher"
@@ -154,14 +155,24 @@ def test_the_schemas_reject_misspelt_keys(tmp_path: Path) -> None:
     assert found == {"Deployment", "ServiceMonitor", "ScaledObject"}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_rendered_settings_pass_dispatcher_check(case: str, tmp_path: Path) -> None:
-    """Checked in folders like the pod's, with the files of its volumes and one file for each secret."""
-    manifests = rendered(CASES[case], tmp_path)
+async def test_the_rendered_settings_pass_dispatcher_check(tmp_path: Path) -> None:
+    """Checked in folders like the pods', with the files of their volumes and one file for each secret."""
+    configs = [str(pods_folder(case, tmp_path / str(number))) for number, case in enumerate(CASES.values())]
+    checked = await run_several([["check", "--config", config] for config in configs])
+    for (name, case), (status, output) in zip(CASES.items(), checked, strict=True):
+        assert status == 0, f"{name}: {output}"
+        plans = [yaml.safe_load(one) if isinstance(one, str) else one for one in case.get("launchPlans", {}).values()]
+        assert f"rules      ok: {sum(len(plan['notifications']) for plan in plans)} in" in output, name
+
+
+def pods_folder(case: dict[str, Any], folder: Path) -> Path:
+    """Write the settings and all files that they name, as in the pod. Returns the settings file."""
+    folder.mkdir()
+    manifests = rendered(case, folder)
     spec = pods(manifests)["Deployment"]
-    (projected,) = [volume["projected"]["sources"] for volume in spec["volumes"] if volume["name"] == "config"]
-    etc, secrets = tmp_path / "etc", tmp_path / "secrets"
-    for source in (source["configMap"] for source in projected):
+    (sources,) = [volume["projected"]["sources"] for volume in spec["volumes"] if volume["name"] == "config"]
+    etc, secrets = folder / "etc", folder / "secrets"
+    for source in (source["configMap"] for source in sources):
         data = manifests["ConfigMap", source["name"]]["data"]
         for item in source["items"]:
             target = etc / item["path"]
@@ -171,15 +182,9 @@ def test_the_rendered_settings_pass_dispatcher_check(case: str, tmp_path: Path) 
     for name in re.findall(rf"{SECRETS}/([\w.-]+)", config.read_text()):
         secrets.mkdir(exist_ok=True)
         (secrets / name).write_text("0123456789abcdef" * 2)
-    text = config.read_text().replace(SECRETS, str(secrets)).replace("/var/lib/dispatcher", str(tmp_path))
+    text = config.read_text().replace(SECRETS, str(secrets)).replace("/var/lib/dispatcher", str(folder))
     config.write_text(text)
-    done = subprocess.run([*COMMAND, "check", "--config", str(config)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rules = sum(
-        len(yaml.safe_load(one)["notifications"]) if isinstance(one, str) else len(one["notifications"])
-        for one in CASES[case].get("launchPlans", {}).values()
-    )
-    assert f"rules      ok: {rules} in" in done.stdout
+    return config
 
 
 @pytest.mark.parametrize("case", CASES)

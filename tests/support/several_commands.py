@@ -17,11 +17,11 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 
-async def run_several(commands: Sequence[Sequence[str]], *, config: Path, columns: int = 200) -> list[tuple[int, str]]:
-    """Run the commands with these settings on a terminal of so many columns. Returns the status and output of each."""
+async def run_several(commands: Sequence[Sequence[str]], *, config: Path | None = None) -> list[tuple[int, str]]:
+    """Run the commands, with these settings unless they name others. Returns the status and output of each."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, cwd=Path(__file__).parents[2], stdin=PIPE, stdout=PIPE,
-        env=os.environ | {"DISPATCHER_CONFIG": str(config), "COLUMNS": str(columns), "NO_COLOR": "1"},
+        env=os.environ | {"DISPATCHER_CONFIG": str(config or ""), "COLUMNS": "200", "NO_COLOR": "1"},
     )  # fmt: skip
     lines = "".join(json.dumps(list(words)) + "\n" for words in commands)
     async with asyncio.timeout(120):
