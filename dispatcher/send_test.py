@@ -11,11 +11,12 @@ import orjson
 
 from channels.contract import Answer, Channel, ChannelError, Content, InDoubt, Later, Message, UnknownRecipient
 from dispatcher.clock import Clock
-from dispatcher.errors import DispatcherError
 from dispatcher.model.delivery import Outage, delivery_key
 from dispatcher.model.event import Event
 from dispatcher.planning.planner import Planner, Target
 from dispatcher.rendering.renderer import TEST_MARK
+
+_UNMARKED = "not sent: the {} templates use neither `what` nor `test`, so the test would look like a real message"
 
 
 class RenderTest(Protocol):
@@ -51,18 +52,20 @@ class SendTest:
     async def send(
         self, channel: str, recipient: str, event: Event, *, templates_of: str = "", outage: Outage | None = None
     ) -> SendTestResult:
-        """Send the event's message, marked as a test.
+        """Send the event's message, marked as a test. A message that would not say that it is a test is not sent.
 
         `recipient`: written as in a rule. `templates_of`: the recipient whose template set is used, if it is another
         one. `outage`: what the message resolves, for a resolved notice.
-
-        Raises DispatcherError if the content would not say that it is a test.
         """
         sender = channel
         try:
             target = self.planner.target(channel, recipient)
             sender = target.channel
-            content = await asyncio.to_thread(self._content, sender, event, templates_of or recipient, outage)
+            content = await asyncio.to_thread(
+                self.render, sender, event, recipient=templates_of or recipient, outage=outage, test=True
+            )
+            if TEST_MARK.strip() not in orjson.dumps(content).decode():
+                return SendTestResult(channel=sender, accepted=False, message=_UNMARKED.format(sender))
             receipt = await self.channels[sender].send(self._message(target, event, content))
         except ChannelError as error:
             message = f"{_meaning(error)}: {error.reason}"
@@ -72,14 +75,6 @@ class SendTest:
         return SendTestResult(
             channel=sender, accepted=True, message=message, answer=answer, reference=receipt.reference
         )
-
-    def _content(self, channel: str, event: Event, recipient: str, outage: Outage | None) -> Content:
-        content = self.render(channel, event, recipient=recipient, outage=outage, test=True)
-        if TEST_MARK.strip() not in orjson.dumps(content).decode():
-            raise DispatcherError(
-                f"the {channel} templates use neither `what` nor `test`: the test would look like a real message"
-            )
-        return content
 
     def _message(self, target: Target, event: Event, content: Content) -> Message:
         """Create the message. Each test gets a new key, because PagerDuty merges messages with the same key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,8 +32,12 @@ SamplePhase = Annotated[
 _NOT_TERMINAL = "{} is not a terminal phase: use SUCCEEDED, FAILED, ABORTED or TIMED_OUT"
 
 
-def chosen_event(settings: Settings, file: Path | None, execution: str, phase: str) -> Event:
+def chosen_event(
+    settings: Settings, file: Path | None, execution: str, phase: str, *, finished: datetime | None = None
+) -> Event:
     """Return the event of a finished execution, the event in a file, or else the sample event of a phase.
+
+    `finished`: when the sample execution finished, if it matters.
 
     Raises typer.BadParameter if there is no such event, or if its phase is not terminal.
     """
@@ -54,7 +59,7 @@ def chosen_event(settings: Settings, file: Path | None, execution: str, phase: s
         return require_terminal(read_event_file(file))
     if not wanted.terminal:
         raise typer.BadParameter(_NOT_TERMINAL.format(wanted))
-    return sample_event(wanted)
+    return sample_event(wanted, finished=finished)
 
 
 def require_terminal(event: Event) -> Event:

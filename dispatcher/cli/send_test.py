@@ -40,9 +40,8 @@ def send_test(
     if channel not in settings.channel_sections and to not in settings.rules.recipients:
         hint = nearest(channel, settings.channel_sections)
         raise SettingsError(f"no such channel is configured: add channels.{channel} to the settings; {hint}")
-    about, clock = chosen_event(settings, event, execution, phase), SystemClock()
-    if event is None and not execution:
-        about = about.model_copy(update={"occurred_at": clock.now()})
+    clock = SystemClock()
+    about = chosen_event(settings, event, execution, phase, finished=clock.now())
 
     async def send() -> SendTestResult:
         async with opened_send_test(settings, clock) as test:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from dispatcher.flyte.event_files import read_event_file
 from dispatcher.model.event import Event
@@ -10,9 +11,13 @@ from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.rendering.folders import built_in_folder
 
 
-def sample_event(phase: Phase) -> Event:
-    """Return a realistic event of a terminal phase."""
-    return read_event_file(built_in_folder() / "samples" / f"{phase.lower()}.json")
+def sample_event(phase: Phase, *, finished: datetime | None = None) -> Event:
+    """Return a realistic event of a terminal phase. `finished`: when its execution finished, if it matters."""
+    event = read_event_file(built_in_folder() / "samples" / f"{phase.lower()}.json")
+    if finished is None or event.started_at is None:
+        return event
+    started = finished - (event.occurred_at - event.started_at)
+    return event.model_copy(update={"occurred_at": finished, "started_at": started})
 
 
 def sample_events() -> Iterator[tuple[str, Event]]:

@@ -13,6 +13,7 @@ from dispatcher.clock import Clock
 from dispatcher.config.settings import Settings
 from dispatcher.observability.metrics import Metrics
 from dispatcher.runtime.parts import Parts
+from dispatcher.runtime.wiring import make_send_test
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import AccessControl, Scope, needs
 from dispatcher.web.event_intake import EventsPage, Take
@@ -98,6 +99,7 @@ def _console(
     from dispatcher.web.activity_stream import ActivityStream  # noqa: PLC0415
     from dispatcher.web.api import Api  # noqa: PLC0415 - imported only if the console is on
     from dispatcher.web.console import Console, routes  # noqa: PLC0415
+    from dispatcher.web.send_test import SendTestForCallers  # noqa: PLC0415
 
     def wake_workers() -> None:
         for worker in parts.workers:
@@ -107,7 +109,8 @@ def _console(
     operations = Operations(ledger, parts.intake, clock, wake_workers)
     activity_stream = ActivityStream(ledger.queries, stopping)
     dry_run = DryRun(parts.intake.rules, parts.intake.planner, clock, parts.admin)
-    api = Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, dry_run, base_path=base_path)
+    send_test = SendTestForCallers(make_send_test(settings, parts.channels, clock), lambda: parts.rules.book, ledger)
+    api = Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, dry_run, send_test, base_path=base_path)
     console = Console(
         ledger,
         operations,
@@ -116,6 +119,7 @@ def _console(
         parts.channels,
         CHANNEL_TYPES,
         dry_run,
+        send_test,
         base_path=base_path,
         console_url=settings.console_url,
         logs_url=settings.logs_url,

@@ -25,7 +25,7 @@ from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.model.replica import ChannelStatus
 from dispatcher.operations import Operations
 from dispatcher.rules import RuleBook
-from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import make_contents, make_planner, make_send_test, open_channels
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import Api
 from dispatcher.web.app import application
@@ -34,6 +34,7 @@ from dispatcher.web.config import HttpConfig
 from dispatcher.web.console import Console, routes
 from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.health import ReadyPage, alive
+from dispatcher.web.send_test import SendTestForCallers
 from dispatcher.web.server import serving
 from tests.support.builders import SECOND, a_launch_plan, a_replica, an_event
 from tests.support.clock import ManualClock
@@ -145,15 +146,17 @@ async def serve_console(
     *,
     streams: int = 32,
     rules: Callable[[], RuleBook] = RuleBook,
+    given: Mapping[str, Any] = SETTINGS,
     **http: Any,
 ) -> AsyncIterator[ConsoleServer]:
     """Serve the console and its API. Requests from this machine have full access, unless `tokens` are given.
 
-    `http`: other settings of the section `http`.
+    `given`: the settings without the section `http`. `rules` returns the rules of files. `http`: other settings of the
+    section `http`.
     """
     clock = clock or ManualClock()
     config = HttpConfig.model_validate({"console": True, **http})
-    settings = Settings(**SETTINGS)
+    settings = Settings(**given)
     channels = open_channels(settings)
     async with Ledger(ledger_url) as ledger:
         intake = Intake(ledger, rules, make_planner(settings, channels), make_contents(settings), clock)
@@ -161,8 +164,18 @@ async def serve_console(
         dry_run = DryRun(intake.rules, intake.planner, clock, None)
         operations = Operations(ledger, intake, clock, lambda: server.wakeups.append(1))
         activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)
+        send_test = SendTestForCallers(make_send_test(settings, channels, clock), rules, ledger)
         more = [
-            *Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, dry_run, base_path=config.base_path).routes,
+            *Api(
+                ledger,
+                operations,
+                activity_stream,
+                clock,
+                CHANNEL_TYPES,
+                dry_run,
+                send_test,
+                base_path=config.base_path,
+            ).routes,
             *routes(
                 Console(
                     ledger,
@@ -172,6 +185,7 @@ async def serve_console(
                     channels,
                     CHANNEL_TYPES,
                     dry_run,
+                    send_test,
                     base_path=config.base_path,
                     console_url=settings.console_url,
                     logs_url=settings.logs_url,
@@ -185,6 +199,8 @@ async def serve_console(
         async with serving(pages, "127.0.0.1", 0, trusted_proxies=config.trusted_proxies) as server.url:
             yield server
             server.stopping.set()
+    for channel in channels.values():
+        await channel.aclose()
 
 
 async def add_busy_day(console: ConsoleServer, *, rng: Random | None = None) -> None:

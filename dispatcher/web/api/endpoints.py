@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from dispatcher.web.api import models
 from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document
 from dispatcher.web.auth.access import caller, needs, still_allowed
 from dispatcher.web.config import Scope
+from dispatcher.web.send_test import SendTestForCallers, SendTestRefused, SendTestRequest
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
@@ -47,6 +48,7 @@ class Api:
         clock: Clock,
         channels: Collection[str],
         dry_run: DryRun,
+        send_test: SendTestForCallers,
         *,
         base_path: str = "",
     ) -> None:
@@ -57,6 +59,7 @@ class Api:
         self._clock = clock
         self._channels = channels
         self._dry_run = dry_run
+        self._send_test = send_test
         self._endpoints = self._table()
         self._document = orjson.dumps(document(self._endpoints, base_path=base_path, root=ROOT))
 
@@ -189,6 +192,17 @@ class Api:
                 problems=(404, 409),
             ),
             Operation(
+                method="POST",
+                path="/send-test",
+                name="sendTest",
+                summary="Send one real message, marked as a test. Without `operate`, only to a recipient of a rule.",
+                scope=read,
+                endpoint=self._send_test_message,
+                response=models.SendTestOutcome,
+                body=SendTestRequest,
+                problems=(404, 413, 415),
+            ),
+            Operation(
                 method="GET",
                 path="/stream",
                 name="stream",
@@ -291,6 +305,14 @@ class Api:
             raise Problem(409, "it was replayed already")
         result = await self._operations.replay(entry, Operator(caller(request.http), request.query.reason))
         return models.ReplayResult(id=entry.id, accepted=result.accepted, message=result.message)
+
+    async def _send_test_message(self, request: ApiRequest) -> BaseModel:
+        operates = still_allowed(request.http, Scope.OPERATE)
+        try:
+            result = await self._send_test.send(request.body, caller=caller(request.http), operates=operates)
+        except SendTestRefused as error:
+            raise Problem(error.status, str(error)) from None
+        return models.SendTestOutcome.model_validate(asdict(result))
 
     async def _stream(self, request: ApiRequest) -> Response:
         last = request.http.headers.get("last-event-id")

@@ -354,3 +354,18 @@ class ReplayResult(_Response):
     id: str
     accepted: Annotated[bool, Field(description="False if the message was rejected again.")]
     message: Annotated[str, Field(description="What the message was decoded as, or why it was rejected again.")]
+
+
+class ProviderAnswer(_Response):
+    status: Annotated[str, Field(description="The provider's status or error code.")]
+    text: str
+
+
+class SendTestOutcome(_Response):
+    """What became of a test message."""
+
+    channel: Annotated[str, Field(description="The channel that sent it; another one may serve the recipient.")]
+    accepted: Annotated[bool, Field(description="True if the provider accepted the message.")]
+    message: Annotated[str, Field(description="What happened.")]
+    answer: ProviderAnswer | None
+    reference: Annotated[dict[str, str], Field(description="Identifies the message at the provider.")]

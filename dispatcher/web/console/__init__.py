@@ -22,6 +22,7 @@ from dispatcher.web.console import (
     rejected,
     rules,
     search,
+    send_test,
 )
 from dispatcher.web.console.base import ROOT, Console, Page, PageError
 
@@ -47,6 +48,8 @@ def routes(console: Console) -> list[BaseRoute]:
         ("/rejected/{id}/replay", operate, rejected.replay, "POST"),
         ("/rules", read, rules.get, "GET"),
         ("/search", read, search.get, "GET"),
+        ("/send-test", read, send_test.get, "GET"),
+        ("/send-test", read, send_test.post, "POST"),
     ]
 
     async def to_console(_: Request) -> Response:

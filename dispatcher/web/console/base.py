@@ -34,6 +34,7 @@ from dispatcher.web.config import Scope
 from dispatcher.web.forms import FORM, read_form
 from dispatcher.web.frame import environment, frame_values
 from dispatcher.web.responses import error_response
+from dispatcher.web.send_test import SendTestForCallers
 
 ROOT = "/console"
 _JUST_NOW = timedelta(seconds=5)
@@ -63,6 +64,7 @@ class Console:
     channels: Mapping[str, Channel]
     channel_types: Mapping[str, ChannelType]
     dry_run: DryRun
+    send_test: SendTestForCallers
     base_path: str = ""
     """The setting `http.base_path`."""
     console_url: str = ""
