@@ -84,6 +84,7 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "executions": "/console/executions",
         "execution": f"/console/executions/{failed.project}/{failed.domain}/{failed.name}",
         "redrive": "/console/redrive?channel=slack",
+        "send test": "/console/send-test?channel=email&recipient=dev-team%40example.com",
         "rejected": "/console/rejected",
         "message": f"/console/rejected/{rejected.id}",
         "health": "/console/health",
