@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dispatcher.cli._open_ledger import open_ledger
+
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event, ExecutionId
@@ -37,7 +39,7 @@ def chosen_event(
 ) -> Event:
     """Return the event of a finished execution, the event in a file, or else the sample event of a phase.
 
-    `finished`: when the sample execution finished, if it matters.
+    `finished`: when the sample execution finished; None for a fixed time.
 
     Raises typer.BadParameter if there is no such event, or if its phase is not terminal.
     """
@@ -84,10 +86,7 @@ def _of_execution(settings: Settings, identity: ExecutionId) -> Event:
 
 async def _recorded(settings: Settings, identity: ExecutionId) -> Event:
     """Return the execution's last event in the ledger."""
-    from dispatcher.ledger import Ledger
-
-    section = settings.ledger
-    async with Ledger(section.url, password_file=section.password_file) as ledger:
+    async with open_ledger(settings.ledger) as ledger:
         recorded = await ledger.history.events(identity)
     if not recorded:
         raise typer.BadParameter(

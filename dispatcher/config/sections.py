@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, timedelta, tzinfo
 from pathlib import Path
 from typing import Annotated, Any, Self
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, RootModel, create_model, model_validator
 
 from channels.common.comma_list import comma_list
 from channels.common.secret import SecretFile
@@ -41,7 +41,7 @@ def _time_zone(name: Any) -> Any:
     if not isinstance(name, str):
         return name
     try:
-        return ZoneInfo(name)
+        return UTC if name == "UTC" else ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError; a folder of zones is an OSError
         near = difflib.get_close_matches(name, available_timezones(), n=1)
         hint = f"did you mean {near[0]}?" if near else "write a name of the IANA database, such as Europe/Berlin"
@@ -144,7 +144,7 @@ class TemplateSettings(Section):
     hide_labels: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = PROPELLER_LABELS
     """Names of labels that messages don't show. The default is the labels that flytepropeller sets itself: an execution
     that another execution started inherits them, and they name the other execution."""
-    timezone: Annotated[ZoneInfo, BeforeValidator(_time_zone)] = ZoneInfo("UTC")
+    timezone: Annotated[InstanceOf[tzinfo], BeforeValidator(_time_zone)] = UTC
     """Time zone of the times in mails and PagerDuty's incidents: a name of the IANA database, such as `Europe/Berlin`.
     Slack and Teams show each reader the time in the reader's own zone."""
 

@@ -12,7 +12,7 @@ from dispatcher.rendering.folders import built_in_folder
 
 
 def sample_event(phase: Phase, *, finished: datetime | None = None) -> Event:
-    """Return a realistic event of a terminal phase. `finished`: when its execution finished, if it matters."""
+    """Return a realistic event of a terminal phase. `finished`: when its execution finished; None for a fixed time."""
     event = read_event_file(built_in_folder() / "samples" / f"{phase.lower()}.json")
     if finished is None or event.started_at is None:
         return event

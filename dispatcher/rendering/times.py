@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 
 import humanize
@@ -30,7 +30,10 @@ def time_of(time: datetime, zone: tzinfo) -> Time:
     clock = time.isoformat(" ", "seconds")[:19]
     utc = f"{clock} UTC"
     return Time(
-        _local(time, zone), utc, f"{clock[:10]}T{clock[11:]}Z", str(int(time.replace(microsecond=0).timestamp()))
+        local=utc if zone is UTC else _local(time, zone),
+        utc=utc,
+        iso=f"{clock[:10]}T{clock[11:]}Z",
+        epoch=str(int(time.replace(microsecond=0).timestamp())),
     )
 
 
