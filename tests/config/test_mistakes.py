@@ -56,6 +56,10 @@ def found(folder: Path, text: str) -> list[str]:
             "channels: {slack: {token: t, recipients: {x: nonsense}}}",
             "s.yaml:2: channels.slack.recipients: x: neither a #",
         ),
+        (
+            "templates: {timezone: Europe/Berlim}",
+            "s.yaml:3: templates.timezone: no such time zone; did you mean Europe/Berlin?",
+        ),
         ("log: json\nlog: auto", "s.yaml:4: broken YAML: the key 'log' is there twice"),
         ("http: {listen: '127.0.0.1:99999'}", "s.yaml:2: http.listen: no such port: ports are 0 to 65535"),
         ("http: {listen: '::1:8080'}", "http.listen: write HOST:PORT, and [HOST]:PORT for an IPv6 address"),
