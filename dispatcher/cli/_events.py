@@ -86,10 +86,13 @@ def _of_execution(settings: Settings, identity: ExecutionId) -> Event:
 
 async def _recorded(settings: Settings, identity: ExecutionId) -> Event:
     """Return the execution's last event in the ledger."""
-    async with open_ledger(settings.ledger) as ledger:
-        recorded = await ledger.history.events(identity)
+    from dispatcher.errors import DispatcherError
+
+    try:
+        async with open_ledger(settings.ledger) as ledger:
+            recorded = await ledger.history.events(identity)
+    except DispatcherError as error:
+        raise DispatcherError(f"without rules.flyte_admin, --execution reads the ledger: {error}") from None
     if not recorded:
-        raise typer.BadParameter(
-            f"the ledger has no event of {identity}, and FlyteAdmin is not configured (rules.flyte_admin)"
-        )
+        raise typer.BadParameter(f"the ledger has no event of {identity}, and rules.flyte_admin is not set")
     return recorded[-1].event

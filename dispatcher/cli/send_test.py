@@ -49,7 +49,7 @@ def send_test(
 
     result = asyncio.run(send())
     if result.channel != channel:
-        write_line(f"{channel} doesn't serve {to}: sent through {result.channel}")
+        write_line(f"{channel} doesn't serve {to}: sending it through {result.channel}")
     if not result.accepted:
         write_line(result.message, err=True)
         if result.answer is not None:

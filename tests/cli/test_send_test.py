@@ -140,7 +140,7 @@ async def test_a_recipient_that_the_channel_cannot_serve_goes_to_the_fallback_or
 ) -> None:
     mailbox = "alerts-x@team.slack.com"
     status, out, _ = await command("send-test", "--channel", "slack", "--to", mailbox, "--config", config)
-    assert (status, f"slack doesn't serve {mailbox}: sent through email" in out) == (0, True)
+    assert (status, f"slack doesn't serve {mailbox}: sending it through email" in out) == (0, True)
     assert inbox.mail.mails[0].recipients == (mailbox,)
 
     for channel, to, words in (
