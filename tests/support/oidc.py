@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from dispatcher.web.forms import read_form
 from dispatcher.web.server import serving
 from tests.support.clock import ManualClock
 
-SECRET = "the-clients-secret"
+SECRET = secrets.token_hex(16)
 
 
 @dataclass(slots=True)
