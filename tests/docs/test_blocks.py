@@ -44,7 +44,9 @@ def here(a_world: World, tmp_path: Path) -> World:
 
 @pytest.mark.broker
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("block", CONSOLE, ids=str)
+@pytest.mark.parametrize(
+    "block", [pytest.param(one, marks=pytest.mark.timeout(60 + 20 * len(one.commands)), id=str(one)) for one in CONSOLE]
+)
 async def test_every_command_in_the_pages_succeeds(block: Block, here: World) -> None:
     for line in block.commands:
         match words(here.here(line)):
