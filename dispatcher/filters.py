@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.records import Cursor
@@ -41,6 +41,13 @@ def _one_of(what: str, values: Iterable[str]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _execution(text: str) -> str:
+    """Return the text of an execution. Raises ValueError if it has neither one part nor three."""
+    if text.count("/") not in {0, 2} or not all(text.split("/")):
+        raise ValueError(f"an execution is project/domain/name, or only its name, not {text!r}")
+    return text
+
+
 _State = Annotated[State, _one_of("state", State)]
 _Phase = Annotated[Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"], _one_of("terminal phase", sorted(TERMINAL))]
 _Verdict = Annotated[
@@ -50,6 +57,7 @@ _Verdict = Annotated[
 
 
 _Text = Annotated[str, Field(min_length=1, max_length=800, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_Execution = Annotated[_Text, AfterValidator(_execution)]
 _LaunchPlan = Annotated[
     str,
     Field(
@@ -89,7 +97,7 @@ class Criteria(_Parameters):
     domain: _Text | None = None
     phase: _Phase | None = None
     verdict: _Verdict | None = None
-    execution: Annotated[_Text | None, Field(description="`project/domain/name`, or only the name.")] = None
+    execution: Annotated[_Execution | None, Field(description="`project/domain/name`, or only the name.")] = None
     since: TimeArgument | None = None
     until: TimeArgument | None = None
 

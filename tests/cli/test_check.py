@@ -105,14 +105,15 @@ async def test_serve_refuses_what_check_refuses_in_the_same_words(tmp_path: Path
 
 async def test_a_channel_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     file = settings_file(tmp_path)
+    assert (await command("ledger", "migrate", "--config", file))[0] == 0
     for arguments, words in (
-        (("list", "--channel", "slak"), "there is no channel 'slak': did you mean slack?"),
-        (("redrive", "--all", "--channel", "slak"), "there is no channel 'slak': did you mean slack?"),
+        (("list", "--channel", "slak"), "there is no channel in the ledger 'slak': did you mean slack?"),
+        (("redrive", "--all", "--channel", "slak"), "there is no channel in the ledger 'slak': did you mean slack?"),
         (
             ("redrive", "--all", "--dry-run", "--channel", "x"),
-            "there is no channel 'x': there are email, slack, pagerduty",
+            "there is no channel in the ledger 'x': there are email, pagerduty, slack, teams",
         ),
-        (("list", "--execution", "p/d"), "--execution is project/domain/name, not 'p/d'"),
+        (("list", "--execution", "p/d"), "--execution: an execution is project/domain/name, or only its name"),
     ):
         status, out, err = await command("deliveries", *arguments, "--config", file)
         assert (status, out) == (2, ""), arguments
