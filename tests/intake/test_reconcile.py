@@ -274,6 +274,7 @@ async def test_the_command_lists_missing_events_and_records_them(server: LocalFl
     add_finished(server, "lost", now - HOUR)
     add_finished(server, "older", now - 30 * HOUR)
     run = ("reconcile", "--config", str(file))
+    assert (await command("ledger", "migrate", "--config", str(file)))[0] == 0
 
     status, out, err = await command(*run)
     assert (status, out) == (0, "0 executions finished without an event\n"), "the ledger is new: nothing is missing"

@@ -141,13 +141,15 @@ async def test_every_command_refuses_a_ledger_of_an_unreleased_version_in_one_se
     )
 
     config = settings(tmp_path, url)
-    for arguments in (["ledger", "status"], ["ledger", "migrate"], ["deliveries", "list"], ["serve"]):
+    commands = (["ledger", "status"], ["ledger", "migrate"], ["deliveries", "list"], ["serve"], ["check", "--live"])
+    for arguments in commands if version == "0009" else commands[:1]:
         status, out, err = await command(*arguments, "--config", config)
-        assert (status, out, err.count("\n")) == (1, "", 1), (arguments, out, err)
-        assert err.startswith(f"dispatcher: {sentence}"), (arguments, err)
-    status, out, _ = await command("check", "--live", "--config", config)
-    assert status == 1
-    assert f"ledger     problem: {sentence}" in out
+        assert status == 1
+        if arguments[0] == "check":
+            assert f"ledger     problem: {sentence}" in out
+        else:
+            assert (out, err.count("\n")) == ("", 1), (arguments, out, err)
+            assert err.startswith(f"dispatcher: {sentence}"), (arguments, err)
     async with database.reading() as connection:
         assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == version
 

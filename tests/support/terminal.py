@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import pty
 import sys
 import traceback
 from asyncio.subprocess import PIPE
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import structlog
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,29 @@ async def invoke(*arguments: str) -> Answer:
 
     from dispatcher.cli import app
 
-    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    with _log_settings_restored():
+        result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Answer(result.exit_code, result.stdout, result.stderr)
+
+
+@contextmanager
+def _log_settings_restored() -> Iterator[None]:
+    """Undo what a command in the block configures. Its loggers are not cached, because those would stay as they are."""
+    root, configure = logging.getLogger(), structlog.configure
+    handlers, level = [*root.handlers], root.level
+
+    def configure_uncached(**options: Any) -> None:
+        configure(**{**options, "cache_logger_on_first_use": False})
+
+    with patch.object(structlog, "configure", configure_uncached):
+        try:
+            yield
+        finally:
+            structlog.reset_defaults()
+            root.handlers[:] = handlers
+            root.setLevel(level)
 
 
 async def run(commands: Sequence[Sequence[str]], env: Mapping[str, str] | None = None) -> list[Written]:
