@@ -34,7 +34,7 @@ class LaunchPlanForecast:
     """Who would be notified of a launch plan's executions."""
 
     plan: EntityId
-    """With the version whose rules are shown, if FlyteAdmin told it."""
+    """With the version whose rules are shown, if FlyteAdmin gave one."""
     known: bool
     """True if FlyteAdmin or a file has rules for the launch plan, or an empty list of rules."""
     hint: str

@@ -25,7 +25,8 @@ ledger = typer.Typer(
 @ledger.command()
 def migrate(config: Config = None) -> None:
     """Create the tables, or migrate them to the version that this dispatcher needs. Replicas can run during the
-    migration. Of the other commands, only `serve` changes tables, when it starts. If the ledger cannot be reached, the command tries again for up to 30 seconds.
+    migration. Of the other commands, only `serve` changes tables, when it starts. If the ledger cannot be
+    reached, the command tries again for up to 30 seconds.
     """
     import asyncio
 

@@ -40,5 +40,10 @@ class Replicas:
     async def all(self) -> list[Replica]:
         """Return all replicas, sorted by name. `Replica.seen` tells those that most likely run."""
         async with self._database.reading() as connection:
-            rows = await connection.execute(select(replicas).order_by(replicas.c.name))
-            return [Replica.model_validate(row) for row in rows]
+            return await connection.run_sync(read_replicas)
+
+
+def read_replicas(connection: Connection) -> list[Replica]:
+    """Return all replicas, sorted by name."""
+    rows = connection.execute(select(replicas).order_by(replicas.c.name))
+    return [Replica.model_validate(row) for row in rows]

@@ -10,10 +10,10 @@ from sqlalchemy import Connection, select
 
 from dispatcher.ledger.claim import earlier_in_thread
 from dispatcher.ledger.records import StoredDelivery
-from dispatcher.ledger.schema import deliveries, destinations, replicas
+from dispatcher.ledger.replicas import read_replicas
+from dispatcher.ledger.schema import deliveries, destinations
 from dispatcher.ledger.statements import among
 from dispatcher.model.delivery import Kind, State
-from dispatcher.model.replica import Replica
 from dispatcher.model.waiting import waits_for
 
 
@@ -22,7 +22,7 @@ def with_waits(connection: Connection, found: Sequence[StoredDelivery], now: dat
     waiting = [one.delivery for one in found if one.delivery.state is State.WAITING]
     if not waiting:
         return [*found]
-    running = [Replica.model_validate(row) for row in connection.execute(select(replicas).order_by(replicas.c.name))]
+    known = read_replicas(connection)
     earlier = _earlier(connection, [one.key for one in waiting if one.thread])
     pauses = _pauses(connection, [one.due_at for one in waiting if one.due_at > now and not one.slot_reserved])
     return [
@@ -33,7 +33,7 @@ def with_waits(connection: Connection, found: Sequence[StoredDelivery], now: dat
                 now=now,
                 earlier=earlier.get(stored.delivery.key),
                 paused=(stored.delivery.channel, stored.delivery.due_at) in pauses,
-                replicas=running,
+                replicas=known,
             ),
         )
         for stored in found

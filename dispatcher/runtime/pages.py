@@ -109,7 +109,8 @@ def _console(
     operations = Operations(ledger, parts.intake, clock, wake_workers)
     activity_stream = ActivityStream(ledger.queries, stopping)
     dry_run = DryRun(parts.intake.rules, parts.intake.planner, clock, parts.admin)
-    send_test = SendTestForCallers(make_send_test(settings, parts.channels, clock), lambda: parts.rules.book, ledger)
+    sender = make_send_test(settings, parts.channels, parts.intake.planner, clock)
+    send_test = SendTestForCallers(sender, lambda: parts.rules.book, ledger)
     api = Api(ledger, operations, activity_stream, clock, CHANNEL_TYPES, dry_run, send_test, base_path=base_path)
     console = Console(
         ledger,

@@ -128,12 +128,14 @@ async def opened_send_test(settings: Settings, clock: Clock) -> AsyncIterator[Se
         channels = open_channels(settings)
         for channel in channels.values():
             stack.push_async_callback(channel.aclose)
-        yield make_send_test(settings, channels, clock)
+        yield make_send_test(settings, channels, make_planner(settings, channels), clock)
 
 
-def make_send_test(settings: Settings, channels: Mapping[str, Channel], clock: Clock) -> SendTest:
-    """Return the sender of test messages through these channels. Raises SettingsError as `make_planner` does."""
-    return SendTest(channels, make_planner(settings, channels), make_renderer(settings).render, clock)
+def make_send_test(settings: Settings, channels: Mapping[str, Channel], planner: Planner, clock: Clock) -> SendTest:
+    """Return the sender of test messages through these channels. Raises SettingsError if a template folder does not
+    exist.
+    """
+    return SendTest(channels, planner, make_renderer(settings).render, clock)
 
 
 @asynccontextmanager

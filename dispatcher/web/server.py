@@ -35,8 +35,9 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Serve the application until the `async with` block ends. Yields the base URL.
 
-    `setting`: what to change if the address is in use: a setting or an option. `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted. `contain`: runs
-    the server, and runs it again after an unforeseen exception. Raises SettingsError if the server can't listen on the
+    `setting`: what to change if the address is in use: a setting or an option. `trusted_proxies`: addresses whose
+    `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted. `contain`: runs the server, and runs it again after an
+    unforeseen exception. Raises SettingsError if the server can't listen on the
     address or can't load the TLS files, and DispatcherError if uvicorn's version can't be used.
     """
     certificate = Certificate(tls) if tls is not None else None

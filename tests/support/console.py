@@ -164,7 +164,7 @@ async def serve_console(
         dry_run = DryRun(intake.rules, intake.planner, clock, None)
         operations = Operations(ledger, intake, clock, lambda: server.wakeups.append(1))
         activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)
-        send_test = SendTestForCallers(make_send_test(settings, channels, clock), rules, ledger)
+        send_test = SendTestForCallers(make_send_test(settings, channels, intake.planner, clock), rules, ledger)
         more = [
             *Api(
                 ledger,

@@ -1,6 +1,6 @@
 """The health page: components, channels and replicas, from what every replica writes about itself into the ledger.
 
-If the ledger can't be read, the page shows what this replica knows of itself.
+If the ledger can't be read, the page shows this replica's own state.
 """
 
 from __future__ import annotations
