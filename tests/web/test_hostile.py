@@ -275,7 +275,7 @@ UNPARSABLE_REQUESTS: list[tuple[str, bytes]] = [
     (CHUNKS, b"zz\r\n"),
     (CHUNKS, b"1\r\na\r\n-1\r\n"),
     (CHUNKS.replace("/events", "/login"), b"ffffffffffffffffffffff\r\n"),
-    (CHUNKS.replace("/events", "/api/v1/deliveries/redrive"), b"0\r\nno trailer\r\n\r\n"),
+    (CHUNKS.replace("/events", "/api/v1/deliveries/redrive").replace(PUBLISHER, OPERATOR), b"0\r\nno trailer\r\n\r\n"),
 ]
 
 
