@@ -161,7 +161,9 @@ class RejectedSearch(PageParameters):
 
     replayed: Annotated[
         bool | None,
-        Field(description="true selects only replayed messages, false only messages that were not replayed."),
+        Field(
+            description="true selects only replayed messages, false only those that were neither replayed nor dismissed."
+        ),
     ] = None
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
 
 from dispatcher.clock import Clock
 from dispatcher.ledger import Action, Deed, Filter, Ledger, Rejected
+from dispatcher.ledger.actions import eligible
 from dispatcher.ledger.records import Count
 from dispatcher.model.delivery import State
+from dispatcher.model.waiting import Wait
 
 if TYPE_CHECKING:  # a command that replays nothing does not load intake
     from dispatcher.intake.pipeline import Intake, ReplayResult
@@ -21,6 +23,9 @@ log = structlog.get_logger(__name__)
 
 PURGE_BATCH = 500
 """Number of events that one transaction of a purge deletes."""
+WAITS_READ = 500
+"""`Operations.waits` reads this many deliveries."""
+_NEVER = datetime.max.replace(tzinfo=UTC)
 MAX_REASON = 1000
 """Maximum number of characters of an operator's reason."""
 
@@ -35,7 +40,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Redrives, replays and purges. Raises Unavailable while the ledger or FlyteAdmin can't be reached.
+    """Redrives, cancels, dismisses, replays and purges. Raises Unavailable while the ledger or FlyteAdmin can't be reached.
 
     An action that changes the ledger is recorded in the transaction that redrives, purges, or marks a message as replayed.
     """
@@ -45,20 +50,39 @@ class Operations:
     """Processes rejected messages again. None in a command that replays nothing."""
     clock: Clock
     notify: Callable[[], None] = lambda: None
-    """Wakes the workers after a redrive, because they then have new due deliveries."""
+    """Wakes the workers after a change of deliveries, because others may be due then."""
 
-    async def redrive(self, wanted: Filter, operator: Operator) -> int:
-        """Make the matching dead deliveries due again; return their number."""
+    async def change(self, what: Deed, wanted: Filter, operator: Operator) -> int:
+        """Redrive, retry now, cancel or dismiss the matching deliveries (`Ledger.change`). Return their number."""
         scope = _in_words(wanted)
-        number = await self.ledger.redrive(wanted, self._action(Deed.REDRIVE, scope, operator))
-        log.info("redriven", by=operator.name, deliveries=number, keys=len(wanted.keys) or None, filter=scope)
+        number = await self.ledger.change(wanted, self._action(what, scope, operator))
+        log.info(what.done, by=operator.name, deliveries=number, keys=len(wanted.keys) or None, filter=scope)
         if number:
             self.notify()
         return number
 
-    async def count_redrivable(self, wanted: Filter) -> Count:
-        """Count the matching dead deliveries."""
-        return await self.ledger.queries.count(replace(wanted, states=frozenset({State.DEAD})))
+    async def count(self, what: Deed, wanted: Filter) -> Count:
+        """Count the deliveries that `change` would change."""
+        return await self.ledger.queries.count(self.eligible(what, wanted))
+
+    def eligible(self, what: Deed, wanted: Filter) -> Filter:
+        """Return the filter for the deliveries that `change` would change now."""
+        return eligible(wanted, what, self.clock.now())
+
+    async def waits(self, wanted: Filter) -> Sequence[tuple[Wait, int]]:
+        """Return what the matching waiting deliveries wait for, and how many of them; the most frequent first.
+
+        Reads the newest `WAITS_READ` of them, and counts each once: by the most important of its waits, of which the
+        earliest is returned.
+        """
+        waiting = replace(wanted, states=frozenset({State.WAITING}))
+        page = await self.ledger.queries.deliveries(waiting, limit=WAITS_READ)
+        first: dict[tuple[str, str], list[Wait]] = {}
+        for stored in await self.ledger.queries.with_waits(page.entries, now=self.clock.now()):
+            wait = stored.waits_for[0]
+            first.setdefault((wait.kind, wait.text), []).append(wait)
+        counted = [(min(waits, key=lambda one: one.until or _NEVER), len(waits)) for waits in first.values()]
+        return sorted(counted, key=lambda one: -one[1])
 
     async def rejected(self, identity: str) -> Rejected | None:
         """Return the rejected message with exactly this id; None if the ledger has no such message."""
@@ -75,6 +99,13 @@ class Operations:
         log.info("replayed", by=operator.name, id=rejected.id, accepted=result.accepted)
         return result
 
+    async def dismiss_rejected(self, ids: Sequence[str], operator: Operator) -> int:
+        """Note that nobody needs these rejected messages; return the number of those that were not decided before."""
+        scope = f"message {ids[0]}" if len(ids) == 1 else f"{len(ids)} messages"
+        number = await self.ledger.rejected.dismiss(ids, self._action(Deed.DISMISS, scope, operator))
+        log.info("dismissed rejected messages", by=operator.name, messages=number)
+        return number
+
     async def purge(self, before: datetime, operator: Operator) -> int:
         """Delete what was recorded before this time and is finished; return the number of events and messages."""
         action = self._action(Deed.PURGE, f"before {before.isoformat()}", operator)
@@ -90,7 +121,8 @@ class Operations:
 
 def _in_words(wanted: Filter) -> str:
     """Return the filter as text, without recipients: more people can read the log than the ledger."""
-    names = {"channel": wanted.channel, "execution": wanted.execution, "launch_plan": wanted.launch_plan}
+    shown = ("channel", "execution", "launch_plan", "project", "domain", "phase", "verdict")
+    names = {name: getattr(wanted, name) for name in shown}
     times = {name: at.isoformat() for name in ("since", "until") if (at := getattr(wanted, name)) is not None}
     conditions = [f"{name} {value}" for name, value in {**names, **times}.items() if value is not None]
     if wanted.recipient is not None:

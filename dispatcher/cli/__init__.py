@@ -11,6 +11,7 @@ import typer
 from dispatcher.cli._output import prepare_streams, write_line, write_text
 from dispatcher.cli.check import check
 from dispatcher.cli.deliveries import deliveries
+from dispatcher.cli.deliveries_change import add_commands
 from dispatcher.cli.demo import demo
 from dispatcher.cli.executions import executions
 from dispatcher.cli.explain import explain
@@ -60,6 +61,7 @@ app.command("send-test")(send_test)
 app.command()(explain)
 app.command()(demo)
 app.add_typer(executions, name="executions")
+add_commands(deliveries)
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
 app.add_typer(rules, name="rules")

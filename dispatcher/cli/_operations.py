@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from dispatcher.ledger import Ledger
     from dispatcher.operations import Operations, Operator
 
-As = Annotated[
+By = Annotated[
     str | None,
-    typer.Option(
-        "--as",
-        help="Your name, which the ledger keeps with the action; without it, the name of the operating system's user.",
-        show_default=False,
-    ),
+    typer.Option("--by", help="Your name, which the ledger keeps with the action.", show_default="USER@HOST"),
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, as in a script.")]
 Reason = Annotated[
     str, typer.Option("--reason", help="Why you do this; the ledger keeps it with the action.", show_default=False)
 ]
@@ -36,23 +33,39 @@ def operations(ledger: Ledger, intake: Intake | None = None) -> Operations:
 
 
 def operator(name: str | None, reason: str) -> Operator:
-    """Return who runs the command: `name`, or else who logged in to the terminal, or else the process's user."""
-    import os
-    import pwd
-
+    """Return who runs the command: `name`, or else the user of the terminal or the process, and the host."""
     from dispatcher.operations import MAX_REASON, Operator
 
     if len(reason) > MAX_REASON:
         raise typer.BadParameter(f"--reason may have {MAX_REASON} characters")
-    if name is None:
+    return Operator(name or _user_at_host(), reason)
+
+
+def _user_at_host() -> str:
+    import os
+    import pwd
+    import socket
+
+    try:
+        user = os.getlogin()
+    except OSError:  # there is no terminal, for example in a container
         try:
-            name = os.getlogin()
-        except OSError:  # there is no terminal, for example in a container
-            try:
-                name = pwd.getpwuid(os.getuid()).pw_name
-            except KeyError:
-                name = f"user {os.getuid()}"
-    return Operator(f"{name} (command line)", reason)
+            user = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            user = f"user {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def asks(*, yes: bool) -> bool:
+    """True if a command asks before it changes something: on a terminal, without `--yes`."""
+    import sys
+
+    return not yes and sys.stdin.isatty()
+
+
+def confirm(question: str) -> None:
+    """Ask a question, and end the command with status 1 unless the answer is yes."""
+    typer.confirm(question, abort=True, err=True)
 
 
 def write_actions(actions: Iterable[Mapping[str, Any]]) -> None:

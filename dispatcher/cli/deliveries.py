@@ -1,4 +1,4 @@
-"""`dispatcher deliveries`: lists, shows, redrives and purges deliveries."""
+"""`dispatcher deliveries`: lists and shows deliveries. Its other commands are in `deliveries_change.py`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import typer
 
 from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters, write_rest
 from dispatcher.cli._open_ledger import with_ledger
-from dispatcher.cli._operations import As, Reason, operations, operator, write_actions
-from dispatcher.cli._options import AsJson, Config, Limit, parse_since
+from dispatcher.cli._operations import write_actions
+from dispatcher.cli._options import AsJson, Config, Limit
 from dispatcher.cli._output import (
     KEY_DIGITS,
-    log_warnings_only,
     state_text,
     time_text,
     waits_text,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from dispatcher.ledger import Ledger, StoredDelivery
     from dispatcher.ledger.records import Page
 
-deliveries = typer.Typer(help="List, show, redrive or purge deliveries.", no_args_is_help=True)
+deliveries = typer.Typer(help="List, show, redrive, cancel, dismiss or purge deliveries.", no_args_is_help=True)
 
 
 @deliveries.command("list")
@@ -136,70 +135,3 @@ def show(
     if data["actions"]:
         write_line()
         write_actions(data["actions"])
-
-
-@deliveries.command()
-@with_filters(without=frozenset({"state"}))
-def redrive(
-    filters: Filters,
-    keys: Annotated[
-        list[str] | None, typer.Argument(help="Keys of dead deliveries, or the first digits of them.")
-    ] = None,
-    config: Config = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Redrive all dead deliveries that match the other options.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the deliveries; change nothing.")] = False,
-    name: As = None,
-    reason: Reason = "",
-) -> None:
-    """Retry dead deliveries, selected by key or by filter. First fix the reason why they are dead. Each delivery is due
-    at once, and has the full retry time again.
-    """
-    from dispatcher.model.delivery import State
-
-    if not keys and not everything:
-        raise typer.BadParameter("give the keys of deliveries, or --all")
-    log_warnings_only()
-    wanted = replace(filters.wanted(), states=frozenset({State.DEAD}), keys=tuple(keys or ()))
-
-    async def find(ledger: Ledger) -> list[StoredDelivery]:
-        found = await ledger.history.find(wanted, limit=10_000)
-        if not found:
-            await refuse_unknown_names(ledger, wanted)
-        return found
-
-    async def redrive_found(ledger: Ledger) -> int:
-        number = await operations(ledger).redrive(wanted, operator(name, reason))
-        if not number:
-            await refuse_unknown_names(ledger, wanted)
-        return number
-
-    if dry_run:
-        for stored in with_ledger(config, find):
-            delivery = stored.delivery
-            write_line(f"{delivery.key[:KEY_DIGITS]}  {delivery.channel}  {delivery.event}  {delivery.reason}")
-        return
-    number = with_ledger(config, redrive_found)
-    write_line("1 delivery is due again" if number == 1 else f"{number} deliveries are due again")
-
-
-@deliveries.command()
-def purge(
-    older_than: Annotated[
-        str, typer.Option(help="Delete entries that were recorded longer ago than this, such as 30d.")
-    ],
-    config: Config = None,
-    name: As = None,
-    reason: Reason = "",
-) -> None:
-    """Delete old events and old rejected messages. The deliveries of an event are deleted with the event. Events that
-    have a waiting delivery are kept.
-    """
-    from dispatcher.clock import SystemClock
-
-    log_warnings_only()
-    now = SystemClock().now()
-    before = parse_since(older_than, now=now) or now
-    number = with_ledger(config, lambda ledger: operations(ledger).purge(before, operator(name, reason)))
-    write_line("1 entry deleted" if number == 1 else f"{number} entries deleted")

@@ -1,4 +1,4 @@
-"""`dispatcher rejected`: lists, shows and replays rejected messages."""
+"""`dispatcher rejected`: lists, shows, replays and dismisses rejected messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli._open_ledger import with_ledger
-from dispatcher.cli._operations import As, Reason, operations, operator
+from dispatcher.cli._operations import By, Reason, Yes, asks, confirm, operations, operator
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
 from dispatcher.cli._output import (
     log_warnings_only,
@@ -22,13 +22,13 @@ from dispatcher.cli._output import (
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
-    from dispatcher.ledger import Ledger
+    from dispatcher.ledger import Ledger, Rejected
     from dispatcher.operations import Operator
 
 MAX_REPLAYED = 10_000
 
 rejected = typer.Typer(
-    help="List, show or replay rejected messages. A message is rejected if it cannot be decoded or its rules are unknown.",
+    help="List, show, replay or dismiss rejected messages. A message is rejected if it cannot be decoded or its rules are unknown.",
     no_args_is_help=True,
 )
 
@@ -75,6 +75,8 @@ def show(
             ("received", time_text(entry.received_at)),
             ("position", entry.position),
             ("event", entry.event),
+            ("replayed", time_text(entry.replayed_at)),
+            ("dismissed", time_text(entry.dismissed_at)),
             ("size", f"{entry.size} bytes" + ("" if entry.whole else f", the first {len(entry.body)} kept")),
             *((name, value.decode(errors="replace")) for name, value in entry.headers),
         ]
@@ -90,10 +92,10 @@ def replay(
     ] = None,
     config: Config = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Replay all messages that have not been replayed yet.")
+        bool, typer.Option("--all", help="Replay all messages that were neither replayed nor dismissed.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what a replay would do.")] = False,
-    name: As = None,
+    by: By = None,
     reason: Reason = "",
 ) -> None:
     """Process rejected messages again. The command uses the current rules and decoder. The running service then sends
@@ -107,11 +109,68 @@ def replay(
     settings = load(config)
 
     async def replay_each(ledger: Ledger) -> int:
-        return await _replay(ledger, settings, ids or [""], None if dry_run else operator(name, reason))
+        return await _replay(ledger, settings, ids or [""], None if dry_run else operator(by, reason))
 
     accepted = with_ledger(config, replay_each)
     would = "would be " if dry_run else ""
     write_line(f"{accepted} {would}accepted now")
+
+
+@rejected.command()
+def dismiss(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of rejected messages, or the first digits.")
+    ] = None,
+    config: Config = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Dismiss all messages that were neither replayed nor dismissed.")
+    ] = False,
+    since: Since = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the messages; change nothing.")] = False,
+    yes: Yes = False,
+    by: By = None,
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Dismiss rejected messages whose notifications nobody needs, so that they no longer count. A dismissed message can
+    still be replayed, by its id.
+    """
+    from dispatcher.clock import SystemClock
+    from dispatcher.explain import rejected_data
+
+    if not ids and not everything:
+        raise typer.BadParameter("give the ids of rejected messages, or --all")
+    log_warnings_only()
+    start, who = parse_since(since, now=SystemClock().now()), operator(by, reason)
+
+    async def find(ledger: Ledger) -> dict[str, Rejected]:
+        found = [
+            one
+            for starts in ids or [""]
+            for one in await ledger.rejected.find(limit=MAX_REPLAYED, since=start, id_starts=starts)
+        ]
+        return {one.id: one for one in found if _undecided(one)}
+
+    found = with_ledger(config, find)
+    if dry_run:
+        if as_json:
+            write_json([rejected_data(one) for one in found.values()])
+            return
+        for one in found.values():
+            write_line(f"{one.id[:8]}  {one.reason}")
+        return
+    if asks(yes=yes):
+        confirm(f"Dismiss {len(found)} rejected {'message' if len(found) == 1 else 'messages'}?")
+    number = with_ledger(config, lambda ledger: operations(ledger).dismiss_rejected([*found], who)) if found else 0
+    if as_json:
+        write_json({"messages": number})
+        return
+    write_line("1 message dismissed" if number == 1 else f"{number} messages dismissed")
+
+
+def _undecided(entry: Rejected, *, named: bool = False) -> bool:
+    """True if the message was neither replayed nor dismissed. `named`: the user named it, so it may be dismissed."""
+    return entry.replayed_at is None and (named or entry.dismissed_at is None)
 
 
 async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], by: Operator | None) -> int:
@@ -133,7 +192,7 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], by: Op
         look_up = admin.look_up if admin is not None else None
         intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings), clock, look_up=look_up)
         replays = operations(ledger, intake)
-        for entry in {entry.id: entry for entry in found if entry.replayed_at is None}.values():
+        for entry in {entry.id: entry for entry in found if _undecided(entry, named=ids != [""])}.values():
             result = await (replays.replay(entry, by) if by is not None else intake.replay(entry, dry_run=True))
             accepted += result.accepted
             write_line(f"{entry.id[:8]}  {result.message}")

@@ -143,7 +143,7 @@ class Attempts:
             await self.release(delivery, due_at=started)
             return None
         claimed = await self.options.ledger.thread(delivery)
-        if claimed is not None and (dropped := _drop(claimed, pages=self.options.pages)) is not None:
+        if claimed is not None and (dropped := _drop(delivery, claimed, pages=self.options.pages)) is not None:
             span = self._attempt_span(delivery)
             _log_outcome(delivery, dropped, span)
             settlement = Settlement(delivery=delivery, outcome=dropped, started_at=started, ended_at=started)
@@ -358,8 +358,12 @@ def _without_answer(outcome: Outcome) -> Outcome:
             return outcome
 
 
-def _drop(claimed: ClaimedThread, *, pages: bool) -> Dropped | None:
-    """Return the outcome of an outdated message that would mislead; None for a message to send."""
+def _drop(delivery: Delivery, claimed: ClaimedThread, *, pages: bool) -> Dropped | None:
+    """Return the outcome of a message that would mislead, as it is outdated or resolves nothing; None for a message to
+    send.
+    """
+    if claimed.thread.resolves and not claimed.thread.earlier and not delivery.opens_thread:
+        return Dropped(DropReason.NOTHING_SENT, "nothing was resolved: no failure of this thread was sent")
     if not claimed.superseded:
         return None
     if claimed.thread.resolves:

@@ -1,34 +1,69 @@
-"""Records what operators do: one row for each action, with the deliveries that it concerned. No row is ever changed."""
+"""Does what operators ask for, and records it: a row for each action, which is never changed, with its deliveries."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, case, insert, literal, select, update
 
-from dispatcher.ledger.records import Action, Filter
+from dispatcher.ledger.claim import IN_DOUBT
+from dispatcher.ledger.column_types import ForeignText
+from dispatcher.ledger.records import Action, Deed, Filter
 from dispatcher.ledger.schema import action_deliveries, actions, deliveries
 from dispatcher.ledger.search import conditions
-from dispatcher.model.delivery import State
+from dispatcher.model.delivery import DropReason, State
 
 
-def redrive(connection: Connection, wanted: Filter, action: Action) -> int:
-    """Make dead deliveries due again. See `Ledger.redrive`."""
-    dead = conditions(replace(wanted, states=frozenset({State.DEAD})))
-    if connection.scalar(select(deliveries.c.key).where(*dead).limit(1)) is None:
+def eligible(wanted: Filter, what: Deed, now: datetime) -> Filter:
+    """Return the filter for those matching deliveries to which an operator can do this now."""
+    if what in {Deed.CANCEL, Deed.RETRY_NOW}:
+        return replace(wanted, states=frozenset({State.WAITING}), unleased_at=now)
+    return replace(wanted, states=frozenset({State.DEAD}))
+
+
+def change(connection: Connection, wanted: Filter, action: Action) -> int:
+    """Do to deliveries what the action says. See `Ledger.change`."""
+    matching = conditions(eligible(wanted, action.what, action.at))
+    if connection.scalar(select(deliveries.c.key).where(*matching).limit(1)) is None:
         return 0
-    number = insert_action(connection, action, *dead)
+    number = insert_action(connection, action, *matching)
     concerned = select(action_deliveries.c.delivery).where(action_deliveries.c.action == number)
-    revive = update(deliveries).where(deliveries.c.key.in_(concerned), deliveries.c.state == State.DEAD)
-    at = action.at
-    values = {"state": State.WAITING, "due_at": at, "retry_window_start": at, "attempt": 0, "settled_at": None}
-    return connection.execute(revive.values(values)).rowcount
+    changed = update(deliveries).where(deliveries.c.key.in_(concerned)).values(_changes(action))
+    return connection.execute(changed).rowcount
+
+
+def _changes(action: Action) -> dict[str, Any]:
+    """Return the new values of the columns of deliveries that an action changes.
+
+    A message of which an attempt may have arrived stays in doubt: a cancelled one then counts as sent in its thread.
+    """
+    at, who = action.at, f"by {action.who}" + (f": {action.why}" if action.why else "")
+    anew = {"retry_window_start": at, "attempt": 0}
+    no_lease = {"lease": None, "in_doubt": IN_DOUBT}
+    dropped = {"state": State.DROPPED, "settled_at": at}
+    match action.what:
+        case Deed.REDRIVE:
+            return {**anew, "state": State.WAITING, "due_at": at, "settled_at": None}
+        case Deed.RETRY_NOW:  # a slot of the rate limit is kept, because a new one would be later
+            return {**anew, **no_lease, "due_at": case((deliveries.c.slot_reserved, deliveries.c.due_at), else_=at)}
+        case Deed.CANCEL:
+            return {**dropped, **no_lease, "drop_reason": DropReason.CANCELLED, "reason": f"cancelled {who}"}
+        case Deed.DISMISS:
+            reason = literal(f"dismissed {who}; it was dead: ", ForeignText) + deliveries.c.reason
+            return {**dropped, "drop_reason": DropReason.DISMISSED, "reason": reason}
+        case Deed.REPLAY | Deed.PURGE:
+            raise AssertionError(f"{action.what} changes no delivery")
 
 
 def insert_action(connection: Connection, action: Action, *concerned: ColumnElement[bool]) -> int:
-    """Insert an action, and return its number. `concerned`: SQL conditions for the deliveries that it concerns."""
+    """Insert an action, and return its number. `concerned`: SQL conditions for the deliveries that it concerns.
+
+    Locks these deliveries until the transaction ends, so that no worker claims one in the meantime.
+    """
     number: int = connection.execute(insert(actions).values(asdict(action)).returning(actions.c.id)).scalar_one()
     if concerned:
-        keys = select(literal(number), deliveries.c.key).where(*concerned)
+        keys = select(literal(number), deliveries.c.key).where(*concerned).with_for_update(of=deliveries)
         connection.execute(insert(action_deliveries).from_select(["action", "delivery"], keys))
     return number

@@ -165,7 +165,7 @@ def _addresses(one: Row[Any]) -> tuple[str, ...]:
     return addresses
 
 
-_IN_DOUBT = or_(deliveries.c.in_doubt, deliveries.c.lease.is_not(None))
+IN_DOUBT = or_(deliveries.c.in_doubt, deliveries.c.lease.is_not(None))
 """The new value of `in_doubt` when a delivery is claimed: true if the delivery was in doubt before, or still has a
 lease. A remaining lease means that the last attempt was never settled, so its message may have arrived."""
 _CLAIM = (
@@ -173,7 +173,7 @@ _CLAIM = (
     .where(among(deliveries.c.key, "keys"))
     .values(
         attempt=deliveries.c.attempt + 1,
-        in_doubt=_IN_DOUBT,
+        in_doubt=IN_DOUBT,
         lease=bindparam("by"),
         due_at=bindparam("until"),
         slot_reserved=False,
@@ -182,7 +182,7 @@ _CLAIM = (
 _DEFER = (
     update(deliveries)
     .where(deliveries.c.key == bindparam("deferred"))
-    .values(due_at=bindparam("next_due_at"), slot_reserved=bindparam("slot"), in_doubt=_IN_DOUBT, lease=None)
+    .values(due_at=bindparam("next_due_at"), slot_reserved=bindparam("slot"), in_doubt=IN_DOUBT, lease=None)
 )
 
 

@@ -195,12 +195,23 @@ class Ledger:
 
     # -- operators
 
-    async def redrive(self, wanted: Filter, action: Action) -> int:
-        """Make the dead deliveries that match the filter due again, with a new retry budget. Returns their number.
+    async def change(self, wanted: Filter, action: Action) -> int:
+        """Redrive, retry now, cancel or dismiss the deliveries that match the filter, as `action.what` says.
 
-        A delivery in doubt stays in doubt. The action is recorded if there is such a delivery.
+        - redrive: dead deliveries are due at once, with a new retry budget.
+        - retry now: waiting deliveries are due at once, and back off anew. They overtake neither their thread nor the
+          rate limit nor a circuit breaker.
+        - cancel: waiting deliveries are dropped; dismiss: dead ones are. No fallback is notified of them.
+
+        Leaves out deliveries that a worker is sending. Returns the number of changed deliveries. A delivery in doubt
+        stays in doubt. The action is recorded if there is such a delivery.
         """
-        return await self._database.write(partial(actions.redrive, wanted=wanted, action=action))
+        return await self._database.write(partial(actions.change, wanted=wanted, action=action))
+
+    async def count_purgeable(self, before: datetime) -> int:
+        """Return how many events and rejected messages `purge` would delete. Reads all events before this time."""
+        async with self._database.reading() as connection:
+            return await connection.run_sync(retention.count_purgeable, before)
 
     async def purge(self, before: datetime, *, limit: int, action: Action | None = None) -> int:
         """Delete up to `limit` events that were recorded before this time and have no waiting delivery.

@@ -115,8 +115,8 @@ class Queries:
     ) -> Page[RejectedSummary]:
         """Return a page of rejected messages. `after`: the cursor of the previous page.
 
-        `replayed`: if True, only replayed messages; if False, only messages that are not replayed; if None, all
-        messages.
+        `replayed`: if True, only replayed messages; if False, only messages that are neither replayed nor dismissed; if
+        None, all messages.
         """
         at, key = rejected.c.received_at, rejected.c.id
         columns = [column for column in rejected.c if column.name not in {"headers", "body"}]
@@ -126,7 +126,9 @@ class Queries:
         def matches(row: Any) -> list[ColumnElement[bool]]:
             if replayed is None:
                 return []
-            return [row.replayed_at.is_not(None) if replayed else row.replayed_at.is_(None)]
+            if replayed:
+                return [row.replayed_at.is_not(None)]
+            return [row.replayed_at.is_(None), row.dismissed_at.is_(None)]
 
         async with self._database.reading() as connection:
             newest = some.order_by(at.desc(), key.desc()).limit(max_rows)
@@ -156,20 +158,19 @@ class Queries:
     async def status(self) -> LedgerStatus:
         """Count the waiting and dead deliveries and the rejected messages."""
         state, at = deliveries.c.state, deliveries.c.created_at
-        newest = select(rejected.c.replayed_at).order_by(rejected.c.received_at.desc()).limit(MAX_COUNT + 1).subquery()
+        done_at = func.coalesce(rejected.c.replayed_at, rejected.c.dismissed_at).label("done_at")
+        newest = select(done_at).order_by(rejected.c.received_at.desc()).limit(MAX_COUNT + 1).subquery()
         async with self._database.reading() as connection:
             waiting, dead = [
                 await _count(connection, select(literal(1)).where(state == literal(one.value)).limit(MAX_COUNT + 1))
                 for one in (State.WAITING, State.DEAD)
             ]
-            replayed_at = (await connection.scalars(select(newest.c.replayed_at))).all()
+            done = (await connection.scalars(select(newest.c.done_at))).all()
             oldest = select(at).where(state == literal(State.WAITING.value)).order_by(at).limit(1)
             return LedgerStatus(
                 waiting=waiting,
                 dead=dead,
-                rejected=Count(
-                    number=sum(one is None for one in replayed_at[:MAX_COUNT]), more=len(replayed_at) > MAX_COUNT
-                ),
+                rejected=Count(number=sum(one is None for one in done[:MAX_COUNT]), more=len(done) > MAX_COUNT),
                 oldest_waiting=await connection.scalar(oldest),
                 newest_event=await connection.scalar(
                     select(events.c.recorded_at).order_by(events.c.recorded_at.desc()).limit(1)

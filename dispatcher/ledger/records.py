@@ -184,8 +184,26 @@ class Deed(StrEnum):
     """What an operator did."""
 
     REDRIVE = "redrive"
+    RETRY_NOW = "retry_now"
+    CANCEL = "cancel"
+    DISMISS = "dismiss"
     REPLAY = "replay"
     PURGE = "purge"
+
+    @property
+    def done(self) -> str:
+        """What was done to a delivery or message, for people: `redriven`."""
+        return _DONE[self]
+
+
+_DONE = {
+    Deed.REDRIVE: "redriven",
+    Deed.RETRY_NOW: "retried now",
+    Deed.CANCEL: "cancelled",
+    Deed.DISMISS: "dismissed",
+    Deed.REPLAY: "replayed",
+    Deed.PURGE: "purged",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +260,8 @@ class Filter:
     """Selects deliveries that were created, or events that were recorded, before this time."""
     keys: Sequence[str] = ()
     """Complete keys of deliveries, or beginnings of keys. Selects deliveries only."""
+    unleased_at: datetime | None = None
+    """Selects only deliveries that no worker is sending at this time. Selects deliveries only."""
 
 
 class Cursor(NamedTuple):

@@ -1,8 +1,8 @@
-"""Reads rejected messages, and marks them as replayed."""
+"""Reads rejected messages, and marks them as replayed or dismissed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -72,6 +72,24 @@ class RejectedMessages:
             insert_action(connection, action, deliveries.c.event == event)
 
         await self._database.write(write)
+
+    async def dismiss(self, ids: Sequence[str], action: Action) -> int:
+        """Store that nobody needs these rejected messages, and the action. Returns the number of dismissed messages.
+
+        Leaves out messages that were replayed or dismissed before.
+        """
+        undecided = (rejected.c.replayed_at.is_(None), rejected.c.dismissed_at.is_(None))
+
+        def write(connection: Connection) -> int:
+            number = 0
+            for chunk in in_chunks(ids):
+                dismissed = update(rejected).where(rejected.c.id.in_(chunk), *undecided).values(dismissed_at=action.at)
+                number += connection.execute(dismissed).rowcount
+            if number:
+                insert_action(connection, action)
+            return number
+
+        return await self._database.write(write)
 
     def _names_execution(self, execution: ExecutionId) -> ColumnElement[bool]:
         """SQL condition: a rejected message's event key, or its bytes if it has no key, contains the execution."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, or_, select
+from sqlalchemy import Connection, Select, delete, func, or_, select
 
 from dispatcher.ledger.actions import insert_action
 from dispatcher.ledger.checkpoints import complete_since_later
@@ -39,11 +40,22 @@ def purge(connection: Connection, before: datetime, limit: int, action: Action |
     return number
 
 
+def count_purgeable(connection: Connection, before: datetime) -> int:
+    """Count what `purge` would delete. See `Ledger.count_purgeable`."""
+    old_events = select(func.count()).select_from(_old_events(before).subquery())
+    old_rejected = select(func.count()).where(rejected.c.received_at < before)
+    return sum(connection.execute(query).scalar_one() for query in (old_events, old_rejected))
+
+
+def _old_events(before: datetime) -> Select[Any]:
+    """Select the keys of old events without a waiting delivery."""
+    waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
+    return select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting))
+
+
 def _purge_events(connection: Connection, before: datetime, limit: int) -> int:
     """Delete events without a waiting delivery, and what only they use. Returns the number of events."""
-    waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
-    old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
-    keys = list(connection.scalars(old))
+    keys = list(connection.scalars(_old_events(before).limit(limit)))
     concerned = deliveries.c.event.in_(keys)
     hashes = set(connection.scalars(select(deliveries.c.content).where(concerned)))
     for table in (attempts, action_deliveries):

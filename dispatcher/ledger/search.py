@@ -203,7 +203,7 @@ to the next place."""
 
 def deliveries_by_one_index(wanted: Filter) -> bool:
     """True if one index covers all conditions on deliveries, so that the first rows of the index are the page."""
-    others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel)
+    others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel, wanted.unleased_at)
     few = wanted.execution is not None or bool(wanted.keys)
     given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
     return others.count(None) == len(others) and sum(given) <= 1
@@ -235,6 +235,8 @@ def _on_delivery(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
         limits.append(row.state.in_(sorted(wanted.states)))
     if wanted.channel is not None:
         limits.append(row.channel == wanted.channel)
+    if wanted.unleased_at is not None:
+        limits.append(or_(row.lease.is_(None), row.due_at <= wanted.unleased_at))
     if wanted.recipient is not None:
         its_entry = select(delivery_recipients.c.delivery).where(
             delivery_recipients.c.recipient == lower(wanted.recipient),

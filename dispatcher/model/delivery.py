@@ -2,6 +2,9 @@
 
 waiting --claim--> waiting, leased --settle--> sent | dead | dropped | waiting (due later)
 dead --redrive--> waiting
+waiting, not leased --retry now--> waiting, due now
+waiting, not leased --cancel--> dropped
+dead --dismiss--> dropped
 """
 
 from __future__ import annotations
@@ -56,6 +59,12 @@ class DropReason(StrEnum):
     SUPERSEDED = "superseded"
     """The message is outdated: the thread's subject has been well since the failure, or has failed since the
     success."""
+    NOTHING_SENT = "nothing_sent"
+    """It is a resolved notice, and no failure of its thread was sent."""
+    CANCELLED = "cancelled"
+    """An operator cancelled it while it waited."""
+    DISMISSED = "dismissed"
+    """An operator dismissed it when it was dead."""
 
 
 class Kind(StrEnum):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import pty
 import pwd
+import socket
+from asyncio.subprocess import PIPE
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
@@ -23,7 +27,7 @@ from dispatcher.version import __version__
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution
-from tests.support.service import ROUTING_KEY, command
+from tests.support.service import COMMAND, ROUTING_KEY, command
 
 GOOD: dict[str, Any] = {
     "http": {},
@@ -384,14 +388,54 @@ async def test_dead_deliveries_are_redriven_by_filter_after_a_dry_run(filled: st
     assert (await command("deliveries", "redrive", "--config", filled))[0] == 2
 
 
+async def test_waiting_deliveries_are_retried_now_and_cancelled_and_dead_and_rejected_ones_dismissed(
+    filled: str,
+) -> None:
+    end = ("--config", filled)
+    assert (await command("deliveries", "retry-now", "--channel", "email", *end))[1] == (
+        "1 delivery is due now\n1 waits for a replica with channel email: none is running\n"
+    )
+    dry = await command("deliveries", "cancel", "--all", "--dry-run", *end)
+    assert (dry[0], "greylisted" in dry[1]) == (0, True)
+    assert (await command("deliveries", "cancel", "--all", "--by", "ada", "--reason", "maintenance", *end))[1] == (
+        "1 delivery is cancelled\n"
+    )
+    dismissed = await command("deliveries", "dismiss", "--all", "--json", *end)
+    assert json.loads(dismissed[1]) == {"deliveries": 1, "waits_for": []}
+    listed = json.loads((await command("deliveries", "list", "--state", "dropped", "--json", *end))[1])
+    assert {one["drop_reason"]: one["reason"] for one in listed}.items() >= {
+        ("cancelled", "cancelled by ada: maintenance")
+    }
+    assert len(listed) == 2
+
+    assert (await command("rejected", "dismiss", "abcdef12", *end))[1] == "1 message dismissed\n"
+    assert (await command("rejected", "dismiss", "--all", *end))[1] == "0 messages dismissed\n"
+
+
+@pytest.mark.parametrize(("answer", "status"), [("n", 1), ("y", 0)])
+async def test_a_change_asks_on_a_terminal(filled: str, answer: str, status: int) -> None:
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "deliveries", "cancel", "--all", "--config", filled, stdin=theirs, stdout=PIPE, stderr=PIPE
+    )
+    os.write(ours, f"{answer}\n".encode())
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == status
+    assert "Cancel 1 waiting delivery? [y/N]" in err.decode()
+    assert out.decode() == ("1 delivery is cancelled\n" if status == 0 else "")
+
+
 async def test_who_redrives_and_why_is_shown_with_the_delivery_and_listed(filled: str) -> None:
     (dead,) = json.loads((await command("deliveries", "list", "--config", filled, "--state", "dead", "--json"))[1])
-    by = ("--as", "ada", "--reason", "the relay knows her again")
+    by = ("--by", "ada", "--reason", "the relay knows her again")
     assert (await command("deliveries", "redrive", dead["key"], *by, "--config", filled))[0] == 0
 
     shown = json.loads((await command("deliveries", "show", dead["key"], "--config", filled, "--json"))[1])
     (action,) = shown["actions"]
-    assert (action["what"], action["who"], action["scope"]) == ("redrive", "ada (command line)", "1 key")
+    assert (action["what"], action["who"], action["scope"]) == ("redrive", "ada", "1 key")
     for arguments in (("deliveries", "show", dead["key"]), ("explain", str(an_event().execution))):
         status, out, _ = await command(*arguments, "--config", filled)
         assert (status, "ada" in out, "the relay knows her again" in out) == (0, True, True), out
@@ -399,14 +443,15 @@ async def test_who_redrives_and_why_is_shown_with_the_delivery_and_listed(filled
     assert (await command("deliveries", "purge", "--older-than", "1s", "--config", filled))[0] == 0
     purge, redrive = json.loads((await command("ledger", "actions", "--json", "--config", filled))[1])
     assert redrive == action
-    user = pwd.getpwuid(os.getuid()).pw_name
-    assert (purge["what"], purge["who"], purge["why"]) == ("purge", f"{user} (command line)", "")
+    user = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+    assert (purge["what"], purge["who"], purge["why"]) == ("purge", user, "")
     status, _, err = await command("deliveries", "redrive", "--all", "--reason", "x" * 1001, "--config", filled)
     assert (status, "--reason may have 1000 characters" in err) == (2, True)
 
 
 async def test_purge_deletes_old_rejected_messages_and_keeps_events_with_waiting_deliveries(filled: str) -> None:
     purge = ("deliveries", "purge", "--older-than", "1s", "--config", filled)
+    assert (await command(*purge, "--dry-run"))[1] == "1 entry would be deleted\n"
     assert (await command(*purge))[1] == "1 entry deleted\n"  # the rejected message
     assert len(json.loads((await command("deliveries", "list", "--config", filled, "--json"))[1])) == 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dispatcher.ledger import Deed, Filter, Ledger
-from dispatcher.model.delivery import Dead, Delivery
+from dispatcher.model.delivery import Dead, Delivery, DropReason, Retry, State
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
 from tests.support.ledger_steps import MINUTE, SENT, an_action, claim, recorded, rejected, settlement
 
@@ -16,8 +16,8 @@ async def test_a_redrive_makes_matching_dead_deliveries_due_with_a_new_retry_bud
         await ledger.settle(settlement(delivery, Dead("gave up")))
     (one, _) = await ledger.history.find(Filter(), limit=5)
 
-    assert await ledger.redrive(Filter(channel="slack"), an_action(at=NOW + MINUTE)) == 0
-    assert await ledger.redrive(Filter(keys=[one.delivery.key[:8]]), an_action(at=NOW + MINUTE)) == 1
+    assert await ledger.change(Filter(channel="slack"), an_action(at=NOW + MINUTE)) == 0
+    assert await ledger.change(Filter(keys=[one.delivery.key[:8]]), an_action(at=NOW + MINUTE)) == 1
 
     (again,) = await claim(ledger, now=NOW + MINUTE)
     assert (again.key, again.attempt, again.retry_window_start, again.created_at) == (
@@ -26,7 +26,7 @@ async def test_a_redrive_makes_matching_dead_deliveries_due_with_a_new_retry_bud
         NOW + MINUTE,
         NOW,
     )
-    assert await ledger.redrive(Filter(), an_action(at=NOW + MINUTE)) == 1
+    assert await ledger.change(Filter(), an_action(at=NOW + MINUTE)) == 1
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ async def dead(ledger: Ledger) -> list[Delivery]:
 async def test_each_delivery_has_the_redrives_that_concerned_it_in_order(ledger: Ledger, dead: list[Delivery]) -> None:
     one, other = dead
     first = an_action(at=NOW + MINUTE, scope="1 key", why="the relay is fixed \0")
-    await ledger.redrive(Filter(keys=[one.key]), first)
+    await ledger.change(Filter(keys=[one.key]), first)
     (again,) = await claim(ledger, now=NOW + MINUTE)
     await ledger.settle(settlement(again, Dead("gave up again")))
     second = an_action(at=NOW + 2 * MINUTE)
-    assert await ledger.redrive(Filter(), second) == 2
+    assert await ledger.change(Filter(), second) == 2
 
     stored = an_action(at=NOW + MINUTE, scope="1 key", why="the relay is fixed \ufffd")
     assert await ledger.history.actions(one.key) == [stored, second]
@@ -56,7 +56,7 @@ async def test_each_delivery_has_the_redrives_that_concerned_it_in_order(ledger:
 
 
 async def test_an_action_that_changes_nothing_is_not_recorded(ledger: Ledger) -> None:
-    assert await ledger.redrive(Filter(), an_action()) == 0
+    assert await ledger.change(Filter(), an_action()) == 0
     assert await ledger.purge(NOW, limit=9, action=an_action(Deed.PURGE)) == 0
     assert await ledger.history.latest_actions(limit=9) == []
 
@@ -74,7 +74,7 @@ async def test_an_action_is_kept_until_it_and_all_its_deliveries_are_purged(
     ledger: Ledger, dead: list[Delivery]
 ) -> None:
     redrive = an_action(at=NOW + SECOND)
-    await ledger.redrive(Filter(), redrive)
+    await ledger.change(Filter(), redrive)
     first = an_action(Deed.PURGE, at=NOW + MINUTE)
     assert await ledger.purge(NOW + MINUTE, limit=9, action=first) == 0, "the deliveries wait"
     assert await ledger.history.latest_actions(limit=9) == [redrive]
@@ -86,3 +86,79 @@ async def test_an_action_is_kept_until_it_and_all_its_deliveries_are_purged(
     await ledger.purge(NOW + MINUTE, limit=9)
     assert await ledger.history.latest_actions(limit=9) == [first]
     assert await ledger.history.actions(dead[0].key) == []
+
+
+async def test_waiting_deliveries_are_cancelled_and_retried_now_but_not_those_that_are_being_sent(
+    ledger: Ledger,
+) -> None:
+    names = ("tried", "doubtful", "slot", "sending")
+    keys = {name: a_delivery(to=name).key for name in names}
+    slot = a_delivery(to="slot", due_at=NOW + MINUTE, slot_reserved=True)
+    others = [a_delivery(to=name) for name in names if name != "slot"]
+    await ledger.record([recorded(slot, *others)], [], now=NOW)
+    for one in await claim(ledger, lasting=3 * MINUTE):
+        if one.key != keys["sending"]:
+            doubt = one.key == keys["doubtful"]
+            await ledger.settle(settlement(one, Retry(NOW + MINUTE, "503", in_doubt=doubt)))
+
+    async def stored(name: str) -> Delivery:
+        (found,) = await ledger.history.find(Filter(keys=[keys[name]]), limit=2)
+        return found.delivery
+
+    assert await ledger.change(Filter(), an_action(Deed.RETRY_NOW, at=NOW + SECOND)) == 3
+    tried, waits_for_slot, sending = [await stored(name) for name in ("tried", "slot", "sending")]
+    assert (tried.due_at, tried.attempt, tried.retry_window_start) == (NOW + SECOND, 0, NOW + SECOND)
+    assert (waits_for_slot.due_at, waits_for_slot.slot_reserved) == (NOW + MINUTE, True), "the slot is kept"
+    assert (sending.attempt, sending.lease) == (1, "me")
+
+    assert await ledger.change(Filter(keys=[keys["sending"]]), an_action(Deed.CANCEL, at=NOW + SECOND)) == 0
+    cancel = an_action(Deed.CANCEL, at=NOW + SECOND, why="no more \0")
+    assert await ledger.change(Filter(), cancel) == 3
+    cancelled = await stored("tried")
+    assert (cancelled.state, cancelled.drop_reason) == (State.DROPPED, DropReason.CANCELLED)
+    assert (cancelled.reason, cancelled.in_doubt) == ("cancelled by ada: no more \ufffd", False)
+    assert (await stored("doubtful")).in_doubt, "its message may have arrived"
+    assert await ledger.change(Filter(), an_action(Deed.REDRIVE)) == 0, "a dropped delivery is not dead"
+
+    late = an_action(Deed.CANCEL, at=NOW + 3 * MINUTE)
+    assert await ledger.change(Filter(), late) == 1, "the lease has run out"
+    lost = await stored("sending")
+    assert (lost.state, lost.lease, lost.in_doubt) == (State.DROPPED, None, True)
+    assert not await ledger.settle(settlement(sending, SENT)), "the worker has lost its lease"
+    assert await claim(ledger, now=NOW + 9 * MINUTE) == []
+
+
+async def test_dismissed_deliveries_are_no_longer_dead_and_keep_their_reason(
+    ledger: Ledger, dead: list[Delivery]
+) -> None:
+    one, other = dead
+    dismiss = an_action(Deed.DISMISS, at=NOW + MINUTE, why="she has left")
+    assert await ledger.change(Filter(keys=[one.key]), dismiss) == 1
+    stored = await ledger.history.delivery(one.key)
+    assert stored is not None
+    assert (stored.delivery.state, stored.delivery.drop_reason) == (State.DROPPED, DropReason.DISMISSED)
+    assert stored.delivery.reason == "dismissed by ada: she has left; it was dead: gave up"
+    assert stored.settled_at == NOW + MINUTE
+    assert await ledger.history.actions(one.key) == [dismiss]
+    assert (await ledger.queries.status()).dead.number == 1
+    assert await ledger.change(Filter(), an_action(Deed.CANCEL)) == 0, f"{other.key} is dead"
+
+
+async def test_dismissed_rejected_messages_no_longer_count_and_can_not_be_dismissed_twice(ledger: Ledger) -> None:
+    await ledger.record([], [rejected("a"), rejected("b"), rejected("c")], now=NOW)
+    dismiss = an_action(Deed.DISMISS, at=NOW + MINUTE, scope="2 messages")
+    assert await ledger.rejected.dismiss(["a", "b"], dismiss) == 2
+    assert await ledger.rejected.dismiss(["a", "b"], dismiss) == 0
+    assert await ledger.history.latest_actions(limit=9) == [dismiss]
+    assert (await ledger.queries.status()).rejected.number == 1
+    assert [one.id for one in (await ledger.queries.rejected(limit=9, replayed=False)).entries] == ["c"]
+    assert {one.dismissed_at for one in (await ledger.queries.rejected(limit=9)).entries} == {None, NOW + MINUTE}
+
+
+async def test_what_a_purge_would_delete_is_counted(ledger: Ledger, dead: list[Delivery]) -> None:
+    waiting = an_event(name="waits")
+    await ledger.record([recorded(a_delivery(waiting), event=waiting)], [rejected()], now=NOW)
+    assert await ledger.count_purgeable(NOW) == 0
+    assert await ledger.count_purgeable(NOW + SECOND) == 2
+    assert await ledger.purge(NOW + SECOND, limit=9) == 2
+    assert len(dead) == 2

@@ -196,7 +196,7 @@ async def test_an_execution_is_found_by_its_name_in_every_project_and_domain(led
         assert {
             one.delivery.event for one in await ledger.history.find(Filter(execution=text), limit=200)
         } == expected, text
-        assert await ledger.redrive(Filter(execution=text), an_action()) == 0, text  # none is dead
+        assert await ledger.change(Filter(execution=text), an_action()) == 0, text  # none is dead
 
 
 async def test_causes_are_counted_without_the_number_of_attempts(ledger: Ledger) -> None:

@@ -133,7 +133,7 @@ async def test_a_failure_older_than_a_recorded_success_is_superseded_and_opens_n
     (found,) = await ledger.history.find(Filter(states=frozenset({State.DROPPED})), limit=9)
     assert (found.delivery.drop_reason, found.delivery.reason) == (DropReason.SUPERSEDED, "outdated")
     assert (found.delivery.attempt, await ledger.history.attempts(found.delivery.key)) == (0, [])
-    assert await ledger.redrive(Filter(), an_action(at=NOW)) == 0
+    assert await ledger.change(Filter(), an_action(at=NOW)) == 0
 
 
 async def test_a_superseded_failure_is_sent_where_nobody_is_paged_and_the_next_success_resolves_it(
@@ -277,7 +277,7 @@ async def test_a_dead_resolved_notice_is_superseded_by_a_newer_failure(ledger: L
     (notice,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)).deliveries
     await ledger.settle(settlement(notice, Dead("gave up")))
     assert await record_and_send(ledger, failure("c", 3)) == ["c/FAILED to ml after 1"]
-    await ledger.redrive(Filter(), an_action(at=NOW))
+    await ledger.change(Filter(), an_action(at=NOW))
     assert await sent(ledger) == ["b/SUCCEEDED to ml superseded"]
     assert await record_and_send(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 2"]
 

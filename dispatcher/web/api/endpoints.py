@@ -18,7 +18,7 @@ from dispatcher.clock import Clock
 from dispatcher.dry_run import DryRun
 from dispatcher.explain import delivery_data, delivery_with_history, event_data, explanations
 from dispatcher.filters import LaunchPlanQuestion, RejectedSearch, Search, unknown_names
-from dispatcher.ledger import Filter, Ledger
+from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.ledger.records import Activity, Page
 from dispatcher.model.event import ExecutionId
 from dispatcher.operations import Operations, Operator
@@ -34,6 +34,12 @@ RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d"
 """The time ranges that a chart can show. Maps a name to the length of the range and its number of time buckets."""
 DELIVERIES_AT_MOST = 500
 """Maximum number of deliveries that the API and the console show for one execution."""
+_CHANGES = (
+    (Deed.REDRIVE, "redriveDeliveries", "Make dead deliveries due again, with a full retry budget."),
+    (Deed.RETRY_NOW, "retryDeliveriesNow", "Make waiting deliveries due now, with the back-off from its start."),
+    (Deed.CANCEL, "cancelDeliveries", "Drop waiting deliveries that no worker is sending."),
+    (Deed.DISMISS, "dismissDeliveries", "Drop dead deliveries that nobody needs any more."),
+)
 _Parsed = TypeVar("_Parsed")
 
 
@@ -129,16 +135,19 @@ class Api:
                 response=models.Deliveries,
                 query=Search,
             ),
-            Operation(
-                method="POST",
-                path="/deliveries/redrive",
-                name="redriveDeliveries",
-                summary="Make dead deliveries due again, with a full retry budget.",
-                scope=operate,
-                endpoint=self._redrive,
-                response=models.RedriveResult,
-                body=models.RedriveByKeys | models.RedriveByFilter,
-                problems=(413, 415),
+            *(
+                Operation(
+                    method="POST",
+                    path=f"/deliveries/{what.replace('_', '-')}",
+                    name=name,
+                    summary=summary,
+                    scope=operate,
+                    endpoint=partial(self._change, what),
+                    response=models.ChangeResult,
+                    body=models.ChangeByKeys | models.ChangeByFilter,
+                    problems=(413, 415),
+                )
+                for what, name, summary in _CHANGES
             ),
             Operation(
                 method="GET",
@@ -203,6 +212,17 @@ class Api:
                 problems=(404, 413, 415),
             ),
             Operation(
+                method="POST",
+                path="/rejected/{id}/dismiss",
+                name="dismissRejected",
+                summary="Note that nobody needs the notifications of a rejected message.",
+                scope=operate,
+                endpoint=self._dismiss_rejected,
+                response=models.DismissResult,
+                query=models.Reason,
+                problems=(404, 409),
+            ),
+            Operation(
                 method="GET",
                 path="/stream",
                 name="stream",
@@ -264,19 +284,21 @@ class Api:
         details = await delivery_with_history(self._ledger, stored, now=self._clock.now())
         return models.DeliveryDetails.model_validate({**details, "content": stored.delivery.content})
 
-    async def _redrive(self, request: ApiRequest) -> BaseModel:
-        wanted = _parsed(lambda: self._redrive_filter(request.body))
+    async def _change(self, what: Deed, request: ApiRequest) -> BaseModel:
+        wanted = _parsed(lambda: self._change_filter(request.body))
         if request.body.dry_run:
-            count = await self._operations.count_redrivable(wanted)
-            return models.RedriveResult(deliveries=count.number, more=count.more, dry_run=True)
-        number = await self._operations.redrive(wanted, Operator(caller(request.http), request.body.reason))
-        return models.RedriveResult(deliveries=number, more=False, dry_run=False)
+            count = await self._operations.count(what, wanted)
+            return models.ChangeResult(deliveries=count.number, more=count.more, dry_run=True, waits_for=[])
+        number = await self._operations.change(what, wanted, Operator(caller(request.http), request.body.reason))
+        waits = await self._operations.waits(wanted) if number and what in {Deed.REDRIVE, Deed.RETRY_NOW} else ()
+        waits_for = [models.DeliveriesWait.model_validate({**asdict(wait), "deliveries": n}) for wait, n in waits]
+        return models.ChangeResult(deliveries=number, more=False, dry_run=False, waits_for=waits_for)
 
-    def _redrive_filter(self, body: models.RedriveByKeys | models.RedriveByFilter) -> Filter:
+    def _change_filter(self, body: models.ChangeByKeys | models.ChangeByFilter) -> Filter:
         match body:
-            case models.RedriveByKeys(keys=keys):
+            case models.ChangeByKeys(keys=keys):
                 return Filter(keys=keys)
-            case models.RedriveByFilter(filter=criteria):
+            case models.ChangeByFilter(filter=criteria):
                 return criteria.wanted(now=self._clock.now())
 
     async def _who(self, request: ApiRequest) -> BaseModel:
@@ -313,6 +335,15 @@ class Api:
         except SendTestRefused as error:
             raise Problem(error.status, str(error)) from None
         return models.SendTestOutcome.model_validate(asdict(result))
+
+    async def _dismiss_rejected(self, request: ApiRequest) -> BaseModel:
+        entry = await self._operations.rejected(request.path["id"])
+        if entry is None:
+            raise Problem(404, "no such rejected message")
+        by = Operator(caller(request.http), request.query.reason)
+        if not await self._operations.dismiss_rejected([entry.id], by):
+            raise Problem(409, "it was replayed or dismissed already")
+        return models.DismissResult(id=entry.id)
 
     async def _stream(self, request: ApiRequest) -> Response:
         last = request.http.headers.get("last-event-id")

@@ -87,7 +87,7 @@ class DeliveryAttempt(_Response):
 
 
 class OperatorAction(_Response):
-    """What an operator did: a redrive, a replay or a purge."""
+    """What an operator did: a redrive, a retry now, a cancellation, a dismissal, a replay or a purge."""
 
     at: datetime
     who: str
@@ -326,26 +326,42 @@ class Reason(BaseModel):
     reason: Annotated[str, Field(max_length=MAX_REASON, description="Why; kept with the action.")] = ""
 
 
-class _RedriveRequest(Reason):
+class _ChangeRequest(Reason):
     dry_run: Annotated[bool, Field(strict=True, description="Only count the deliveries.")] = False
 
 
-class RedriveByKeys(_RedriveRequest):
-    """Redrive the dead deliveries with these keys."""
+class ChangeByKeys(_ChangeRequest):
+    """Change the deliveries with these keys. Those in another state, or that a worker is sending, are left alone."""
 
     keys: Annotated[list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]], Field(min_length=1, max_length=1000)]
 
 
-class RedriveByFilter(_RedriveRequest):
-    """Redrive all dead deliveries that match the filter; an empty filter matches all dead deliveries."""
+class ChangeByFilter(_ChangeRequest):
+    """Change all deliveries in the right state that match the filter; an empty filter matches all of them."""
 
     filter: Criteria
 
 
-class RedriveResult(_Response):
-    deliveries: Annotated[int, Field(description="Number of dead deliveries that are due again, or would be.")]
+class DeliveriesWait(WaitsFor):
+    """What some deliveries wait for, and how many."""
+
+    deliveries: int
+
+
+class ChangeResult(_Response):
+    deliveries: Annotated[int, Field(description="Number of deliveries that were changed, or would be.")]
     more: Annotated[bool, Field(description="True if a dry run found more deliveries than the 10,000 that it counts.")]
     dry_run: bool
+    waits_for: Annotated[
+        Sequence[DeliveriesWait],
+        Field(
+            description="After redrive and retry-now: what the newest 500 of the matching deliveries still wait for."
+        ),
+    ]
+
+
+class DismissResult(_Response):
+    id: str
 
 
 class ReplayResult(_Response):

@@ -6,19 +6,21 @@ escaped, because events and error messages may contain HTML. The HTML of deliver
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from dispatcher.web.config import Scope
 from dispatcher.web.console import (
+    change,
     deliveries,
     delivery,
     execution,
     executions,
     health,
     overview,
-    redrive,
     rejected,
     rules,
     search,
@@ -41,11 +43,12 @@ def routes(console: Console) -> list[BaseRoute]:
         ("/executions", read, executions.get, "GET"),
         ("/executions/{project}/{domain}/{name}", read, execution.get, "GET"),
         ("/health", read, health.get, "GET"),
-        ("/redrive", operate, redrive.get, "GET"),
-        ("/redrive", operate, redrive.post, "POST"),
+        *((f"/{name}", operate, partial(change.get, what), "GET") for what, name in change.PAGES.items()),
+        *((f"/{name}", operate, partial(change.post, what), "POST") for what, name in change.PAGES.items()),
         ("/rejected", read, rejected.list_, "GET"),
         ("/rejected/{id}", read, rejected.get, "GET"),
         ("/rejected/{id}/replay", operate, rejected.replay, "POST"),
+        ("/rejected/{id}/dismiss", operate, rejected.dismiss, "POST"),
         ("/rules", read, rules.get, "GET"),
         ("/search", read, search.get, "GET"),
         ("/send-test", read, send_test.get, "GET"),

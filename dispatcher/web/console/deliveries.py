@@ -25,7 +25,7 @@ _QUICK: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 async def get(console: Console, request: Request) -> Response:
-    search, problem = read_query(Search, request, ignore=["redriven"])
+    search, problem = read_query(Search, request, ignore=["done", "changed"])
     page: Page[Any] = Page([], None)
     hints: list[str] = []
     try:
@@ -38,8 +38,9 @@ async def get(console: Console, request: Request) -> Response:
             hints = await unknown_names(console.ledger, wanted, console.channel_types)
         page = replace(page, entries=await console.ledger.queries.with_waits(page.entries, now=console.clock.now()))
     query = search.model_dump(exclude_defaults=True, exclude={"after"}, mode="json")
-    redrive_filter = {name: value for name, value in query.items() if name not in {"state", "limit"}}
-    redriven = request.query_params.get("redriven", "")
+    criteria = {name: value for name, value in query.items() if name not in {"state", "limit"}}
+    changed = request.query_params.get("changed", "")
+    states = {entry.delivery.state for entry in page.entries}
     return console.render(
         request,
         "deliveries.html.j2",
@@ -52,8 +53,10 @@ async def get(console: Console, request: Request) -> Response:
         older=console.url("deliveries", **query, after=page.after) if page.after is not None else None,
         newest=console.url("deliveries", **query) if search.after else None,
         quick=[(name, console.url("deliveries", **fields), fields == query) for name, fields in _QUICK],
-        redrive_all=console.url("redrive", **redrive_filter),
-        dead=sum(entry.delivery.state is State.DEAD for entry in page.entries),
+        criteria=criteria,
+        dead=State.DEAD in states,
+        waiting=State.WAITING in states,
         channels=channel_choices(console, search),
-        redriven=int(redriven) if redriven.isdecimal() and len(redriven) < 10 else None,
+        changed=int(changed) if changed.isdecimal() and len(changed) < 10 else None,
+        done=request.query_params.get("done", ""),
     )

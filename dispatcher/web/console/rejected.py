@@ -16,7 +16,7 @@ from dispatcher.web.console.base import Console, PageError, operator, read_query
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
     ("All", {}),
-    ("Not replayed", {"replayed": "false"}),
+    ("Open", {"replayed": "false"}),
     ("Replayed", {"replayed": "true"}),
 )
 
@@ -53,6 +53,12 @@ async def replay(console: Console, request: Request) -> Response:
         result = await console.operations.replay(entry, await operator(request))
         if not result.accepted:
             return _page(console, request, entry, problem=result.message)
+    return RedirectResponse(console.url("rejected", entry.id), 303)
+
+
+async def dismiss(console: Console, request: Request) -> Response:
+    entry = await _entry(console, request)
+    await console.operations.dismiss_rejected([entry.id], await operator(request))
     return RedirectResponse(console.url("rejected", entry.id), 303)
 
 

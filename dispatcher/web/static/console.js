@@ -71,10 +71,12 @@ function enableSelectAll() {
   const all = document.getElementById("all");
   if (!all) return;
   const boxes = [...document.querySelectorAll("input[name=key]")];
-  const button = document.querySelector("button[name=selected]");
+  const buttons = document.querySelectorAll("button[name=selected]");
   const update = () => {
     const selected = boxes.filter((box) => box.checked).length;
-    button.textContent = selected ? `Redrive ${selected} selected…` : "Redrive selected…";
+    for (const button of buttons) {
+      button.textContent = `${button.dataset.verb} ${selected ? `${selected} ` : ""}selected…`;
+    }
     all.checked = selected === boxes.length;
     all.indeterminate = selected > 0 && selected < boxes.length;
   };
