@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli._output import time_text, write_table
+from dispatcher.cli._output import time_text, write_table, write_text
 
 if TYPE_CHECKING:
     from dispatcher.intake.pipeline import Intake
@@ -65,7 +65,11 @@ def asks(*, yes: bool) -> bool:
 
 def confirm(question: str) -> None:
     """Ask a question, and end the command with status 1 unless the answer is yes."""
-    typer.confirm(question, abort=True, err=True)
+    import sys
+
+    write_text(f"{question} [y/N] ", err=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise typer.Abort
 
 
 def write_actions(actions: Iterable[Mapping[str, Any]]) -> None:

@@ -110,8 +110,7 @@ def _command(verb: _Verb) -> Callable[..., None]:
             number = await operations(ledger).change(what, wanted, who)
             if not number:
                 await refuse_unknown_names(ledger, wanted)
-            waits = what in {Deed.REDRIVE, Deed.RETRY_NOW} and number
-            return number, await operations(ledger).waits(wanted) if waits else ()
+            return number, await operations(ledger).waits(wanted) if number and what is Deed.RETRY_NOW else ()
 
         changed, waits = with_ledger(config, change)
         if as_json:

@@ -254,7 +254,9 @@ class Metrics:
         self._due = self._gauge(
             "deliveries_due", "Waiting deliveries that are due and not claimed; counted up to 10000.", "channel"
         )
-        self._dead = self._gauge("deliveries_dead", "Dead deliveries that were neither redriven nor purged.", "channel")
+        self._dead = self._gauge(
+            "deliveries_dead", "Dead deliveries that were not redriven, dismissed or purged.", "channel"
+        )
         self._oldest_waiting = self._gauge(
             "oldest_waiting_seconds", "Age of the oldest waiting delivery; 0 if none is waiting.", "channel"
         )

@@ -41,7 +41,7 @@ class Scope(StrEnum):
     READ = "read"
     """View events, deliveries and the messages that were sent."""
     OPERATE = "operate"
-    """Redrive deliveries and replay events."""
+    """Redrive, cancel and dismiss deliveries, and replay or dismiss rejected messages."""
 
 
 def _listen_address(text: str) -> str:

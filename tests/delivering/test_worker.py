@@ -28,16 +28,17 @@ from channels.contract import (
 )
 from dispatcher.clock import SystemClock
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Filter, Ledger, RecordedEvent, Settlement, StoredDelivery
-from dispatcher.model.delivery import Delivery, Dropped, Sent, State, Success
+from dispatcher.ledger import Deed, Filter, Ledger, RecordedEvent, Settlement, StoredDelivery
+from dispatcher.model.delivery import Delivery, Dropped, DropReason, Kind, Sent, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from tests.support.builders import SECOND, a_delivery, an_event
+from tests.support.builders import NOW, SECOND, a_delivery, an_event
 from tests.support.clock import ManualClock
+from tests.support.ledger_steps import an_action, recorded
 from tests.support.waiting import until
 from tests.support.workers import RECEIPT, Answers, ScriptedChannel, a_worker, deliver_due, running
 
@@ -515,6 +516,27 @@ async def test_a_superseded_failure_is_dropped_before_the_channel_is_called_wher
         assert (len(channel.sent), stored.delivery.state) == (sent, state)
     assert await ledger.history.find(Filter(channel="email"), limit=9) == []
     assert [type(settlement.outcome) for settlement, _ in settled] == [Dropped, Sent]
+
+
+@pytest.mark.parametrize(("in_doubt", "sent"), [(False, 0), (True, 1)])
+async def test_a_thread_of_which_nothing_was_sent_is_never_resolved(ledger: Ledger, in_doubt: bool, sent: int) -> None:
+    """The failure is cancelled before it was sent, when the success's resolved notice already waits behind it."""
+    failed = await record_failure(ledger, "failed", NOW)
+    well = an_event(Phase.SUCCEEDED, name="well")
+    notice = failed._replace(key="notice", event=well.key, kind=Kind.RESOLVED_NOTICE, thread_at=NOW + SECOND)
+    await ledger.record([recorded(notice, event=well)], [], now=NOW)
+    now = SystemClock().now()
+    if in_doubt:
+        channel = ScriptedChannel(lambda _: InDoubt("no answer"))
+        await deliver_due(a_worker(ledger, channel))
+    assert await ledger.change(Filter(keys=[failed.key]), an_action(Deed.CANCEL, at=now)) == 1
+
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    await deliver_due(a_worker(ledger, channel))
+    stored = await ledger.history.delivery("notice")
+    assert stored is not None
+    assert len(channel.sent) == sent
+    assert stored.delivery.drop_reason == (None if sent else DropReason.NOTHING_SENT)
 
 
 def _note(settled: list[tuple[Settlement, bool]], settlement: Settlement, held: bool) -> None:

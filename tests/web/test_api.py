@@ -37,7 +37,11 @@ async def console(tmp_path: Path) -> AsyncIterator[ConsoleServer]:
 
 
 async def call(console: ConsoleServer, path: str, *, token: str = OPERATOR, status: int = 200, **given: Any) -> Any:
-    method = "POST" if "json" in given or "data" in given or path.endswith("/replay") else "GET"
+    method = (
+        "POST"
+        if "json" in given or "data" in given or path.partition("?")[0].endswith(("/replay", "/dismiss"))
+        else "GET"
+    )
     headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **given.pop("headers", {})}
     async with (
         aiohttp.ClientSession() as session,
@@ -181,7 +185,8 @@ async def test_only_the_dead_deliveries_that_match_keys_or_filter_are_redriven(c
     sent = await console.deliver("email")
 
     dry = {"filter": {"channel": "slack"}, "dry_run": True}
-    assert await call(console, "/deliveries/redrive", json=dry) == {"deliveries": 3, "more": False, "dry_run": True}
+    found = {"deliveries": 3, "more": False, "dry_run": True, "waits_for": []}
+    assert await call(console, "/deliveries/redrive", json=dry) == found
     assert not console.wakeups
     by_key = {"keys": [dead[0].key, sent[0].key]}
     assert (await call(console, "/deliveries/redrive", json=by_key))["deliveries"] == 1
@@ -196,6 +201,23 @@ async def test_only_the_dead_deliveries_that_match_keys_or_filter_are_redriven(c
     await call(console, "/deliveries/redrive", json=with_reason, status=400)
     states = [stored.delivery.state for stored in await console.ledger.history.find(Filter(channel="slack"), limit=9)]
     assert states == [State.WAITING] * 3
+
+
+async def test_waiting_deliveries_are_retried_now_and_cancelled_and_dead_ones_dismissed(console: ConsoleServer) -> None:
+    for name in ("one", "two"):
+        await console.finish(name, channels=["slack", "email"])
+    await console.deliver("slack", DEAD)
+    everything: dict[str, Any] = {"filter": {}}
+    now = await call(console, "/deliveries/retry-now", json=everything)
+    assert (now["deliveries"], [(one["kind"], one["deliveries"]) for one in now["waits_for"]]) == (2, [("replica", 2)])
+    cancelled = await call(console, "/deliveries/cancel", json={"filter": {"execution": "one"}})
+    assert cancelled == {"deliveries": 1, "more": False, "dry_run": False, "waits_for": []}
+    assert (await call(console, "/deliveries/dismiss", json={**everything, "reason": "a test"}))["deliveries"] == 2
+    dropped = (await call(console, "/deliveries?state=dropped"))["entries"]
+    assert sorted(one["drop_reason"] for one in dropped) == ["cancelled", "dismissed", "dismissed"]
+    (waiting,) = (await call(console, "/deliveries?state=waiting"))["entries"]
+    assert waiting["execution"]["name"] == "two"
+    assert len(console.wakeups) == 3
 
 
 @pytest.mark.parametrize(
@@ -302,6 +324,19 @@ async def test_a_rejected_message_is_shown_and_replayed_only_once(console: Conso
     )
     await call(console, f"/rejected/{entry['id']}/replay", status=409)
     assert (await call(console, "/rejected?replayed=false"))["entries"] == []
+    await call(console, f"/rejected/{entry['id']}/dismiss", status=409)
+
+
+async def test_a_dismissed_message_no_longer_counts_and_can_still_be_replayed(console: ConsoleServer) -> None:
+    await console.intake.ingest([([("content-type", b"application/cloudevents+json")], b"{oops", "t/0@1")])
+    (entry,) = (await call(console, "/rejected"))["entries"]
+    assert await call(console, f"/rejected/{entry['id']}/dismiss?reason=a+test") == {"id": entry["id"]}
+    await call(console, f"/rejected/{entry['id']}/dismiss", status=409)
+    await call(console, "/rejected/x/dismiss", status=404)
+    assert (await call(console, "/rejected?replayed=false"))["entries"] == []
+    assert (await call(console, "/status"))["rejected"]["number"] == 0
+    assert (await call(console, f"/rejected/{entry['id']}"))["dismissed_at"] is not None
+    assert not (await call(console, f"/rejected/{entry['id']}/replay"))["accepted"]
     await call(console, "/rejected/nothing", status=404)
 
 
@@ -363,6 +398,7 @@ async def test_responses_match_the_openapi_document(console: ConsoleServer) -> N
         ("/rejected", "GET", {}),
         ("/rejected/{id}", "GET", {"id": rejected.id}),
         ("/rejected/{id}/replay", "POST", {"id": rejected.id}),
+        ("/rejected/{id}/dismiss", "POST", {"id": rejected.id}),
     ]
 
     def check() -> None:

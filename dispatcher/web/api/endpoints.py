@@ -290,7 +290,7 @@ class Api:
             count = await self._operations.count(what, wanted)
             return models.ChangeResult(deliveries=count.number, more=count.more, dry_run=True, waits_for=[])
         number = await self._operations.change(what, wanted, Operator(caller(request.http), request.body.reason))
-        waits = await self._operations.waits(wanted) if number and what in {Deed.REDRIVE, Deed.RETRY_NOW} else ()
+        waits = await self._operations.waits(wanted) if number and what is Deed.RETRY_NOW else ()
         waits_for = [models.DeliveriesWait.model_validate({**asdict(wait), "deliveries": n}) for wait, n in waits]
         return models.ChangeResult(deliveries=number, more=False, dry_run=False, waits_for=waits_for)
 

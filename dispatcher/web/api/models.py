@@ -354,9 +354,7 @@ class ChangeResult(_Response):
     dry_run: bool
     waits_for: Annotated[
         Sequence[DeliveriesWait],
-        Field(
-            description="After redrive and retry-now: what the newest 500 of the matching deliveries still wait for."
-        ),
+        Field(description="After retry-now: what the newest 500 of the matching deliveries still wait for."),
     ]
 
 
