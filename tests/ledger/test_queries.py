@@ -67,6 +67,10 @@ QUERIES: dict[str, Query] = {
     "dead": deliveries(states=DEAD),
     "waiting or sent": deliveries(states=frozenset({State.WAITING, State.SENT})),
     "channel": deliveries(channel="teams"),
+    "cancellable": deliveries(states=frozenset({State.WAITING}), unleased_at=NOW),
+    "count cancellable": lambda ledger: ledger.queries.count(
+        Filter(states=frozenset({State.WAITING}), unleased_at=NOW)
+    ),
     "since": deliveries(since=BEGIN, until=NOW),
     "recipient": deliveries(recipient="team-7"),
     "rare recipient": deliveries(recipient="rare"),
