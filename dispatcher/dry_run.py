@@ -106,7 +106,7 @@ class DryRun:
 
 def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
     """Return why a delivery would be sent, or why it would be dead."""
-    reasons = {rule["defined_at"]: rule["reason"] for rule in explanation.rules}
+    reasons = {rule["defined_at"]: rule["reason"] for rule in explanation.rules if rule["matched"]}
     return str(delivery["reason"] or reasons.get(delivery["rule"], ""))
 
 

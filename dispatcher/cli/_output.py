@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-_NO_WRAP = {"KEY", "ID", "STATE", "CHANNEL", "ATTEMPTS", "ATTEMPT", "DURATION", "BYTES"}
+_NO_WRAP = {
+    *("KEY", "ID", "STATE", "CHANNEL", "PHASE", "ATTEMPTS", "ATTEMPT", "DURATION", "BYTES", "OUTCOME", "MATCHED"),
+    *("EVENT", "EXECUTION", "POSITION", "CREATED", "OCCURRED", "RECEIVED", "DUE", "LAST"),
+}
+"""The columns whose cells are never broken."""
+MIN_TABLE = 120
+"""On a narrower terminal, a table whose cells would be broken into lines is shown as records."""
+_UNLIMITED = 100_000
 KEY_DIGITS = 12
 """A list shows this many digits of each key. Keys of about the same time share their first five digits, so several
 more are needed to tell keys apart."""
@@ -66,29 +73,42 @@ def write_json_text(document: str) -> None:
     _write(shown if is_utf8 else ascii_only(shown), sys.stdout)
 
 
-def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table. Rich's markup in a cell, such as `[red]`, is printed as it is and has no effect."""
+def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, head: int = 3) -> None:
+    """Print a table. Rich's markup in a cell, such as `[red]`, is printed as it is and has no effect.
+
+    On a terminal that is too narrow for it, each row is a record of some lines instead. It begins with the first `head`
+    cells, and the others have their column's name.
+    """
+    from rich.measure import Measurement
     from rich.table import Table
 
+    cells = [[*map(_cell, row)] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in _NO_WRAP)
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    write_rendered(table)
+    for row in cells:
+        table.add_row(*row)
+    screen = console()
+    needed = Measurement.get(screen, screen.options.update(max_width=_UNLIMITED), table)
+    if not screen.is_terminal:
+        screen.width = max(screen.width, needed.maximum)  # one line a row, for programs that read lines
+    if needed.minimum > screen.width or (screen.width < MIN_TABLE and needed.maximum > screen.width):
+        from dispatcher.cli._layout import stacked
+
+        for line in stacked(columns, cells, head=head, width=screen.width):
+            screen.print(line, soft_wrap=True)
+    else:
+        screen.print(table)
 
 
 def write_details(details: Iterable[tuple[str, Any]]) -> None:
     """Print one line for each pair of a name and a value. Pairs with an empty value are skipped."""
-    from rich.table import Table
+    from dispatcher.cli._layout import details as lines_of
 
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in details:
-        if value not in ("", None, (), []):
-            table.add_row(_cell(name), _cell(value))
-    write_rendered(table)
+    screen = console()
+    given = [(visible(name), _cell(value)) for name, value in details if value not in ("", None, (), [])]
+    for line in lines_of(given, width=screen.width):
+        screen.print(line, soft_wrap=True)
 
 
 def write_rule() -> None:
@@ -122,6 +142,23 @@ def state_text(state: str) -> Text:
 def time_text(time: datetime | None) -> str:
     """Format a UTC time as `2026-11-20 09:14:21`. Returns an empty text for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S") if time is not None else ""
+
+
+def age_text(time: datetime | None, *, now: datetime) -> str:
+    """Format a time relative to now, such as `5 min ago` or `in 2 h`. Returns an empty text for None."""
+    if time is None:
+        return ""
+    seconds = (now - time).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if abs(seconds) >= 2 * size or size == 1:
+            text = f"{abs(seconds) // size:.0f} {unit}"
+            return f"{text} ago" if seconds >= 0 else f"in {text}"
+    raise AssertionError("a second is the last unit")
+
+
+def when_text(time: datetime | None, *, now: datetime) -> str:
+    """Format a time for a list: relative to now on a terminal, and in UTC for a program that reads the list."""
+    return age_text(time, now=now) if sys.stdout.isatty() else time_text(time)
 
 
 def waits_text(delivery: Mapping[str, Any]) -> str:

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dispatcher.cli._attempts import attempt_rows
 from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters, write_rest
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config, Limit
 from dispatcher.cli._output import (
     KEY_DIGITS,
+    age_text,
     state_text,
     time_text,
     waits_text,
+    when_text,
     write_details,
     write_json,
     write_line,
@@ -36,13 +39,13 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
     from dispatcher.clock import SystemClock
     from dispatcher.explain import delivery_data
 
-    wanted = filters.wanted()
+    wanted, now = filters.wanted(), SystemClock().now()
 
     async def find(ledger: Ledger) -> Page[StoredDelivery]:
         page = await ledger.queries.deliveries(wanted, limit=limit)
         if not page.entries:
             await refuse_unknown_names(ledger, wanted)
-        return replace(page, entries=await ledger.queries.with_waits(page.entries, now=SystemClock().now()))
+        return replace(page, entries=await ledger.queries.with_waits(page.entries, now=now))
 
     page = with_ledger(config, find)
     if as_json:
@@ -50,7 +53,7 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
         write_rest(page, limit)
         return
     write_table(
-        ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED (UTC)", "DUE (UTC)", "REASON", "WAITS FOR"),
+        ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED", "DUE", "REASON", "WAITS FOR"),
         [
             (
                 stored.delivery.key[:KEY_DIGITS],
@@ -59,13 +62,14 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
                 ", ".join(stored.delivery.recipients),
                 stored.delivery.event,
                 stored.delivery.attempt,
-                time_text(stored.delivery.created_at),
-                time_text(stored.delivery.due_at) if stored.settled_at is None else "",
+                when_text(stored.delivery.created_at, now=now),
+                when_text(stored.delivery.due_at, now=now) if stored.settled_at is None else "",
                 stored.delivery.reason,
                 waits_text(delivery_data(stored)),
             )
             for stored in page.entries
         ],
+        head=4,
     )
     write_rest(page, limit)
 
@@ -83,11 +87,13 @@ def show(
     from dispatcher.explain import delivery_with_history
     from dispatcher.ledger import Filter
 
+    now = SystemClock().now()
+
     async def load(ledger: Ledger) -> tuple[list[StoredDelivery], dict[str, Any]]:
         found = await ledger.history.find(Filter(keys=[key]), limit=2)
         if len(found) != 1:
             return found, {}
-        return found, await delivery_with_history(ledger, found[0], now=SystemClock().now())
+        return found, await delivery_with_history(ledger, found[0], now=now)
 
     found, data = with_ledger(config, load)
     if len(found) != 1:
@@ -111,25 +117,20 @@ def show(
             ("state", state_text(delivery.state)),
             ("reason", delivery.reason),
             ("waits for", waits_text(data)),
-            ("created", time_text(delivery.created_at)),
-            ("due" if stored.settled_at is None else "finished", time_text(stored.settled_at or delivery.due_at)),
+            ("created", f"{time_text(delivery.created_at)} UTC, {age_text(delivery.created_at, now=now)}"),
+            (
+                "due" if stored.settled_at is None else "finished",
+                f"{time_text(ended := stored.settled_at or delivery.due_at)} UTC, {age_text(ended, now=now)}",
+            ),
             *stored.reference.items(),
         ]
     )
     write_line()
     write_table(
-        ("ATTEMPT", "STARTED (UTC)", "DURATION", "OUTCOME", "STATUS", "ANSWER", "REASON"),
+        ("ATTEMPT", "OUTCOME", "ENDED (UTC)", "DURATION", "ANSWER"),
         [
-            (
-                attempt["number"],
-                time_text(attempt["started_at"]),
-                f"{attempt['latency_ms']:.0f} ms",
-                state_text(attempt["outcome"]),
-                attempt["status"],
-                attempt["answer"],
-                attempt["reason"],
-            )
-            for attempt in data["attempts"]
+            (numbers, state_text(outcome), ended, duration, answer)
+            for numbers, ended, outcome, answer, duration in attempt_rows(data["attempts"])
         ],
     )
     if data["actions"]:

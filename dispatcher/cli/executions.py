@@ -9,7 +9,7 @@ import typer
 from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters, write_rest
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, Limit
-from dispatcher.cli._output import time_text, write_json, write_table
+from dispatcher.cli._output import when_text, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +27,10 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
     """List finished executions, newest first, with the decision about each and the states of its deliveries. The
     options --state, --channel and --recipient select executions that have such a delivery.
     """
+    from dispatcher.clock import SystemClock
     from dispatcher.explain import event_data
 
-    wanted = filters.wanted()
+    wanted, now = filters.wanted(), SystemClock().now()
 
     async def find(ledger: Ledger) -> Page[EventSummary]:
         page = await ledger.queries.events(wanted, limit=limit)
@@ -42,18 +43,19 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
         write_json([event_data(entry) for entry in page.entries])
     else:
         write_table(
-            ("EXECUTION", "PHASE", "LAUNCH PLAN", "OCCURRED (UTC)", "DELIVERIES", "REASON"),
+            ("EXECUTION", "PHASE", "LAUNCH PLAN", "OCCURRED", "DELIVERIES", "REASON"),
             [
                 (
                     f"{entry.project}/{entry.domain}/{entry.name}",
                     entry.phase,
                     entry.launch_plan,
-                    time_text(entry.occurred_at),
+                    when_text(entry.occurred_at, now=now),
                     _counts(entry.deliveries),
                     entry.reason,
                 )
                 for entry in page.entries
             ],
+            head=2,
         )
     write_rest(page, limit)
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dispatcher.cli._attempts import attempts_text
 from dispatcher.cli._open_ledger import open_ledger
 from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import (
+    age_text,
     log_warnings_only,
     state_text,
     styled,
@@ -180,7 +182,7 @@ def _print(explanations: Sequence[Explanation]) -> None:
             _print_rules(explanation.rules)
         if explanation.event["verdict"] != REJECTED:
             write_line()
-            _print_deliveries(explanation.deliveries, [rule["defined_at"] for rule in explanation.rules])
+            _print_deliveries(explanation.deliveries, explanation.rules)
 
 
 def _print_event(explanation: Explanation) -> None:
@@ -214,7 +216,6 @@ def _print_event(explanation: Explanation) -> None:
 
 
 def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
-
     write_table(
         ("RULE", "MATCHED", "CHANNEL", "RECIPIENTS", "PHASES", "REASON", "DEFINED AT"),
         [
@@ -229,48 +230,39 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
             )
             for number, rule in enumerate(rules, start=1)
         ],
+        head=4,
     )
 
 
-def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[str]) -> None:
-    """Print each delivery with the number of its rule. `rules` lists the `defined_at` of each rule, from rule 1 on."""
+def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> None:
+    """Print each delivery with the number of its rule."""
     if not deliveries:
         write_line("no notifications")
         return
-    rows: list[tuple[Any, ...]] = []
+    rows = []
     for delivery in deliveries:
-        defined_at = delivery["rule"]
-        rule = rules.index(defined_at) + 1 if defined_at in rules else defined_at
-        cells = (rule, state_text(delivery["state"]), delivery["channel"], ", ".join(delivery["recipients"]))
-        attempts = delivery.get("attempts") or [None]
-        for at, attempt in enumerate(attempts):
-            last = at == len(attempts) - 1
-            waits = waits_text(delivery)
-            reason = "; ".join(filter(None, (delivery["reason"], waits and f"waits for {waits}")))
-            rows.append(
-                (
-                    *(cells if at == 0 else ("", "", "", "")),
-                    *(_attempt_cells(attempt) if attempt is not None else ("", "", "")),
-                    _answer(attempt, reason if last else ""),
-                )
-            )
-    write_table(("RULE", "STATE", "CHANNEL", "TO", "ATTEMPT", "ENDED (UTC)", "OUTCOME", "ANSWER"), rows)
+        waits = waits_text(delivery)
+        attempts = delivery.get("attempts", ())
+        told = {attempt["reason"] for attempt in attempts}
+        reason = delivery["reason"] if delivery["reason"] not in told else ""
+        answer = "\n".join(filter(None, (attempts_text(attempts), reason, waits and f"waits for {waits}")))
+        recipients = ", ".join(delivery["recipients"])
+        rows.append((_rule_of(delivery, rules), state_text(delivery["state"]), delivery["channel"], recipients, answer))
+    write_table(("RULE", "STATE", "CHANNEL", "TO", "ANSWER"), rows, head=4)
     actions = {(action["at"], action["what"]): action for one in deliveries for action in one.get("actions", ())}
     if actions:
         write_line()
         write_actions(actions[key] for key in sorted(actions))
 
 
-def _attempt_cells(attempt: Mapping[str, Any]) -> tuple[Any, ...]:
+def _rule_of(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> int | str:
+    """Return the number of the delivery's rule, or what it was created by if no rule asks for it.
 
-    return attempt["number"], time_text(attempt["ended_at"]), state_text(attempt["outcome"])
-
-
-def _answer(attempt: Mapping[str, Any] | None, reason: str) -> str:
-    """Return the provider's answer, the attempt's reason and the delivery's reason, without repeating equal reasons."""
-    answer = f"{attempt['status']} {attempt['answer']}".strip() if attempt is not None else ""
-    reasons = dict.fromkeys((attempt["reason"] if attempt is not None else "", reason))
-    return ": ".join(text for text in (answer, *reasons) if text)
+    All rules of a JSON file may have the same place, so the rule also names the delivery's recipients.
+    """
+    places = [at for at, rule in enumerate(rules, start=1) if rule["defined_at"] == delivery["rule"]]
+    naming = [at for at in places if {*delivery["recipients"]} <= {*rules[at - 1]["recipients"]}]
+    return next(iter(naming or places), delivery["rule"])
 
 
 def _path(entity: Mapping[str, str] | None) -> str:
@@ -283,15 +275,17 @@ def _path(entity: Mapping[str, str] | None) -> str:
 def _time(value: Any) -> str:
     from datetime import UTC, datetime
 
+    from dispatcher.clock import SystemClock
+
     time = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return f"{time_text(time.astimezone(UTC))} (UTC)" if time is not None else ""
+    if time is None:
+        return ""
+    return f"{time_text(time.astimezone(UTC))} (UTC), {age_text(time, now=SystemClock().now())}"
 
 
 def _verdict(verdict: str) -> Text:
-
     return styled(verdict.replace("_", " "), "green" if verdict in {"matched", "resolved"} else "yellow")
 
 
 def _yes_or_no(matched: bool) -> Text:
-
     return styled("yes", "green") if matched else styled("no", "dim")

@@ -13,6 +13,7 @@ from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
 from dispatcher.cli._output import (
     log_warnings_only,
     time_text,
+    when_text,
     write_details,
     write_json,
     write_line,
@@ -39,14 +40,19 @@ def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json
     from dispatcher.clock import SystemClock
     from dispatcher.explain import rejected_data
 
-    start = parse_since(since, now=SystemClock().now())
+    now = SystemClock().now()
+    start = parse_since(since, now=now)
     found = with_ledger(config, lambda ledger: ledger.rejected.find(limit=limit, since=start))
     if as_json:
         write_json([rejected_data(entry) for entry in found])
         return
     write_table(
-        ("ID", "RECEIVED (UTC)", "POSITION", "BYTES", "REASON"),
-        [(entry.id[:8], time_text(entry.received_at), entry.position, entry.size, entry.reason) for entry in found],
+        ("ID", "RECEIVED", "POSITION", "BYTES", "REASON"),
+        [
+            (entry.id[:8], when_text(entry.received_at, now=now), entry.position, entry.size, entry.reason)
+            for entry in found
+        ],
+        head=2,
     )
 
 
