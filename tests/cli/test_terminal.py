@@ -87,3 +87,8 @@ async def test_a_failed_execution_with_three_channels_is_explained_in_few_lines_
         assert " ago" in output
     for output in (written[1].pipe, written[2].pipe):  # one line for each record, for programs
         assert len(output.splitlines()) == 1 + output.count(str(event.execution))
+
+
+async def test_every_command_has_the_short_option_for_help() -> None:
+    for command in ([], ["deliveries"], ["deliveries", "list"], ["rules", "who"]):
+        assert await terminal.invoke(*command, "-h") == await terminal.invoke(*command, "--help")
