@@ -34,7 +34,7 @@ from dispatcher.observability import logs
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering.renderer import Renderer
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from dispatcher.runtime import event_loop
 
 ANSWER_SECONDS = 0.02
@@ -124,7 +124,7 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
     (folder / "plan.json").write_text(
         f'{{"id": {PLAN.model_dump_json()}, "notifications": {NOTIFICATIONS}}}'.replace("'", '"')
     )
-    rules = LaunchPlanFiles([folder / "plan.json"] if port is None else [])
+    rules = RuleFiles([folder / "plan.json"] if port is None else [])
     rules.load()
     renderer = Renderer(CHANNEL_TYPES)
     renderer.check()  # compiles the templates, as a service does once

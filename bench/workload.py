@@ -18,7 +18,7 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering.renderer import Renderer
 from dispatcher.rules import RuleBook, decide
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 
 DELIVERIES = 3
 """Deliveries per event."""
@@ -71,7 +71,7 @@ def rules() -> Callable[[], RuleBook]:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "plan.yaml"
         file.write_text(_RULES)
-        files = LaunchPlanFiles([file])
+        files = RuleFiles([file])
         files.load()
     return lambda: files.book
 

@@ -35,7 +35,7 @@ def check(config: Config = None, live: Live = False) -> None:
     from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
     from dispatcher.errors import InvalidSettings
-    from dispatcher.rules.files import LaunchPlanFiles
+    from dispatcher.rules.files import RuleFiles
     from dispatcher.runtime.preflight import NO_FLYTE_ADMIN, NO_START_TIMES, problems_of, unreachable_recipients
     from dispatcher.runtime.wiring import make_planner, make_renderer, open_channels
 
@@ -46,7 +46,7 @@ def check(config: Config = None, live: Live = False) -> None:
     problems = problems_of(settings)
     if problems:
         _stop_with(problems)
-    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules = RuleFiles(settings.rules.launch_plans)
     rules.load()
     unreachable = unreachable_recipients(make_planner(settings, open_channels(settings)), rules.book)
     problems = [*map(str, rules.problems), *unreachable, *map(str, make_renderer(settings).check())]

@@ -74,10 +74,10 @@ async def _reconcile(
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.intake.reconcile import Reconciler
-    from dispatcher.rules.files import LaunchPlanFiles
+    from dispatcher.rules.files import RuleFiles
     from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
 
-    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules = RuleFiles(settings.rules.launch_plans)
     rules.load()
     clock = SystemClock()
     lost: list[Event] = []

@@ -185,10 +185,10 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], by: Op
     """
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
-    from dispatcher.rules.files import LaunchPlanFiles
+    from dispatcher.rules.files import RuleFiles
     from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
 
-    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules = RuleFiles(settings.rules.launch_plans)
     rules.load()
     clock = SystemClock()
     planner = make_planner(settings, open_channels(settings))

@@ -17,7 +17,7 @@ import yaml
 from dispatcher.parsing.composer import MAX_DOCUMENTS, Composer, Document, Malformed
 from dispatcher.parsing.scalars import plain_scalar
 
-__all__ = ["MAX_BYTES", "Document", "Malformed", "Problem", "parse", "read_text", "readable"]
+__all__ = ["MAX_BYTES", "Document", "Malformed", "Problem", "decoded", "parse", "read_text", "readable"]
 
 MAX_BYTES = 4 * 2**20
 """Maximum size of a file. Launch plans and settings need a few kilobytes, so a larger file is a mistake."""
@@ -54,6 +54,11 @@ def read_text(path: Path) -> str:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise Malformed(f"larger than {MAX_BYTES // 2**20} MiB: split the file", 0)
+    return decoded(content)
+
+
+def decoded(content: bytes) -> str:
+    """Return the text of a UTF-8 file's bytes without its byte order mark. Raises Malformed if they are not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from dispatcher.parsing.yaml import Malformed
@@ -42,13 +42,12 @@ class Package:
     """The refused files, each as (name, reason). An archive that flytekit wrote contains no such file."""
 
 
-def read_package(path: Path) -> Package:
+def read_package(packed: bytes) -> Package:
     """Read the protobuf files in a gzipped tar archive. Other files in the archive are skipped.
 
-    Raises Malformed if `path` is not a gzipped tar archive, is broken, or unpacks to more than `MAX_UNPACKED_BYTES`.
-    Raises OSError if `path` cannot be read.
+    Raises Malformed if `packed` is no gzipped tar archive, is broken, or unpacks to more than `MAX_UNPACKED_BYTES`.
     """
-    unpacked = _unpacked(path)
+    unpacked = _unpacked(packed)
     package = Package()
     try:
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
@@ -64,10 +63,10 @@ def read_package(path: Path) -> Package:
     return package
 
 
-def _unpacked(path: Path) -> bytes:
+def _unpacked(packed: bytes) -> bytes:
     try:
-        with gzip.open(path) as packed:
-            content = packed.read(MAX_UNPACKED_BYTES + 1)
+        with gzip.open(io.BytesIO(packed)) as file:
+            content = file.read(MAX_UNPACKED_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise Malformed(f"no gzip file that can be read: {error}", 0) from None
     if len(content) > MAX_UNPACKED_BYTES:

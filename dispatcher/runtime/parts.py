@@ -29,7 +29,7 @@ from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import ProgressMonitor
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
 from dispatcher.tracing import Tracing, open_tracing
 
@@ -46,7 +46,7 @@ class Parts:
     """The replica's name, `HOST:PID`."""
     ledger: Ledger
     channels: Mapping[str, Channel]
-    rules: LaunchPlanFiles
+    rules: RuleFiles
     admin: FlyteAdmin | None
     workers: Sequence[DeliveryWorker]
     intake: Intake
@@ -86,7 +86,7 @@ class Wiring:
                 stack.push_async_callback(channel.aclose)
             tracing = open_tracing(settings.tracing)
             stack.push_async_callback(asyncio.to_thread, tracing.close)
-            rules = LaunchPlanFiles(settings.rules.launch_plans)
+            rules = RuleFiles(settings.rules.launch_plans)
             await asyncio.to_thread(rules.load)
             rules.log_problems()
             admin = await stack.enter_async_context(configured_flyte_admin(settings, self.clock))

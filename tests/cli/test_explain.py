@@ -22,7 +22,7 @@ from dispatcher.model.delivery import Dead, Retry, Sent
 from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event, an_execution
@@ -56,7 +56,7 @@ def config(tmp_path: Path) -> Path:
 async def record(config: Path, *messages: Any) -> None:
     """Record messages in the ledger as the service does, without sending deliveries."""
     settings = load(config)
-    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules = RuleFiles(settings.rules.launch_plans)
     rules.load()
     async with Ledger(settings.ledger.url) as ledger:
         intake = Intake(

@@ -27,7 +27,7 @@ from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.rules import RuleBook
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support.service import ROUTING_KEY
 
@@ -263,7 +263,7 @@ async def test_a_rule_file_whose_name_is_not_utf_8_serves(ledger: Ledger, tmp_pa
         "  - {phases: [FAILED], email: {recipients_email: [a@example.com]}}\n"
         "  - {phases: [FAILED], pager: {recipients_email: [b]}}\n"
     )
-    files = LaunchPlanFiles([folder])
+    files = RuleFiles([folder])
     files.load()
     files.log_problems()
     (problem,) = files.problems

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dispatcher.config.settings import load
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from dispatcher.web.config import Scope
 from dispatcher.web.server import serving
 from tests.support.service import COMMAND
@@ -93,7 +93,7 @@ def test_the_settings_and_rules_of_the_compose_file_are_valid(monkeypatch: pytes
     assert settings.http.console
     (you,) = settings.http.callers()
     assert (you.scopes, you.reveal()) == (frozenset(Scope), "compose-only-change-me")
-    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules = RuleFiles(settings.rules.launch_plans)
     rules.load()
     assert not rules.problems
     assert len(rules.book.plans) == 1

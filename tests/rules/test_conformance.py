@@ -23,7 +23,7 @@ from dispatcher.ledger import Filter, Ledger, StoredDelivery
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.rules import RuleBook
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support import conformance
 from tests.support.builders import NOW
@@ -104,7 +104,7 @@ async def test_each_case_gives_the_expected_deliveries(case: Case, tmp_path: Pat
     settings = settings_in(tmp_path)
     main = MAIN_PLAN.partition("@")[0]
     write_plans(tmp_path, {**case.plans, **({main: case.plan} if case.plan is not None else {})})
-    files = LaunchPlanFiles(settings.rules.launch_plans)
+    files = RuleFiles(settings.rules.launch_plans)
     files.load()
     async with Ledger(settings.ledger.url) as ledger:
         planner = make_planner(settings, open_channels(settings))

@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToJson
 
 from dispatcher.model.phase import Phase
 from dispatcher.rules import PlanKey
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from tests.support import samples
 from tests.support.waiting import until
 
@@ -22,13 +22,13 @@ RULE = "  - phases: [FAILED]\n    email: {recipients_email: [a@example.com]}\n"
 PLAN = "launch_plan: {project: p, domain: d, name: lp}\nnotifications:\n"
 
 
-def loaded(*paths: Path) -> LaunchPlanFiles:
-    files = LaunchPlanFiles(paths)
+def loaded(*paths: Path) -> RuleFiles:
+    files = RuleFiles(paths)
     files.load()
     return files
 
 
-def problems(files: LaunchPlanFiles) -> list[str]:
+def problems(files: RuleFiles) -> list[str]:
     return [f"{problem.file.name}:{problem.line}: {problem.message}" for problem in files.problems]
 
 

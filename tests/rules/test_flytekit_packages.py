@@ -22,7 +22,7 @@ from flyteidl.core.workflow_pb2 import WorkflowTemplate
 from google.protobuf.json_format import MessageToDict
 
 from dispatcher.rules import PlanKey
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from dispatcher.rules.flytekit_packages import MAX_MEMBERS, MAX_UNPACKED_BYTES
 from tests.support import samples
 
@@ -79,13 +79,13 @@ def a_member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarf
     return info
 
 
-def loaded(*paths: Path) -> LaunchPlanFiles:
-    files = LaunchPlanFiles(paths)
+def loaded(*paths: Path) -> RuleFiles:
+    files = RuleFiles(paths)
     files.load()
     return files
 
 
-def problems(files: LaunchPlanFiles) -> list[str]:
+def problems(files: RuleFiles) -> list[str]:
     return [f"{problem.file.name}: {problem.message}" for problem in files.problems]
 
 

@@ -18,7 +18,7 @@ from dispatcher.intake.kafka.session import ConsumerSession
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import Options
 from dispatcher.observability.metrics import Metrics
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.rules.files import RuleFiles
 from dispatcher.runtime import components
 from dispatcher.runtime.components import FAILURES, Components
 from tests.support.brokers import Broker
@@ -132,7 +132,7 @@ async def test_each_component_of_the_service_is_contained(
     for owner, name in (
         (ConsumerSession, "read"),
         (DeliveryWorker, "run"),
-        (LaunchPlanFiles, "watch"),
+        (RuleFiles, "watch"),
         (Ledger, "purge"),
         (uvicorn.Server, "main_loop"),
     ):
