@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dispatcher.cli._attempts import attempt_rows
+from dispatcher.cli._deliveries import write_deliveries
 from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters, write_rest
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config, Limit
 from dispatcher.cli._output import (
-    KEY_DIGITS,
     age_text,
     state_text,
     time_text,
     waits_text,
-    when_text,
     write_details,
     write_json,
     write_line,
@@ -52,25 +51,7 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
         write_json([delivery_data(stored) for stored in page.entries])
         write_rest(page, limit)
         return
-    write_table(
-        ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED", "DUE", "REASON", "WAITS FOR"),
-        [
-            (
-                stored.delivery.key[:KEY_DIGITS],
-                state_text(stored.delivery.state),
-                stored.delivery.channel,
-                ", ".join(stored.delivery.recipients),
-                stored.delivery.event,
-                stored.delivery.attempt,
-                when_text(stored.delivery.created_at, now=now),
-                when_text(stored.delivery.due_at, now=now) if stored.settled_at is None else "",
-                stored.delivery.reason,
-                waits_text(delivery_data(stored)),
-            )
-            for stored in page.entries
-        ],
-        head=4,
-    )
+    write_deliveries(page.entries, now=now)
     write_rest(page, limit)
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dispatcher.cli._deliveries import write_deliveries
 from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import By, Reason, Yes, asks, confirm, operations, operator
 from dispatcher.cli._options import AsJson, Config, parse_since
-from dispatcher.cli._output import KEY_DIGITS, log_warnings_only, waits_text, write_json, write_line
+from dispatcher.cli._output import log_warnings_only, waits_text, write_json, write_line
 
 if TYPE_CHECKING:
     from dispatcher.ledger import Deed, Filter, Ledger, StoredDelivery
@@ -99,7 +100,7 @@ def _command(verb: _Verb) -> Callable[..., None]:
         what, who = Deed(verb.name.replace("-", "_")), operator(by, reason)
         wanted = replace(filters.wanted(), keys=tuple(keys or ()))
         if dry_run:
-            _write_found(with_ledger(config, lambda ledger: _find(ledger, what, wanted)), as_json=as_json)
+            _write_found(with_ledger(config, lambda ledger: _find(ledger, what, wanted)), verb, as_json=as_json)
             return
         if asks(yes=yes):
             count = with_ledger(config, lambda ledger: operations(ledger).count(what, wanted))
@@ -125,21 +126,27 @@ def _command(verb: _Verb) -> Callable[..., None]:
 
 
 async def _find(ledger: Ledger, what: Deed, wanted: Filter) -> list[StoredDelivery]:
+    from dispatcher.clock import SystemClock
+
     found = await ledger.history.find(operations(ledger).eligible(what, wanted), limit=LISTED)
     if not found:
         await refuse_unknown_names(ledger, wanted)
-    return found
+    return await ledger.queries.with_waits(found, now=SystemClock().now())
 
 
-def _write_found(found: Sequence[StoredDelivery], *, as_json: bool) -> None:
+def _write_found(found: Sequence[StoredDelivery], verb: _Verb, *, as_json: bool) -> None:
+    from dispatcher.clock import SystemClock
     from dispatcher.explain import delivery_data
 
     if as_json:
         write_json([delivery_data(stored) for stored in found])
         return
-    for stored in found:
-        delivery = stored.delivery
-        write_line(f"{delivery.key[:KEY_DIGITS]}  {delivery.channel}  {delivery.event}  {delivery.reason}")
+    if found:
+        write_deliveries(found, now=SystemClock().now())
+    more = "+" if len(found) == LISTED else ""
+    write_line(
+        verb.result.format("1 delivery would be" if len(found) == 1 else f"{len(found)}{more} deliveries would be")
+    )
 
 
 def purge(

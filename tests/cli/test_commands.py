@@ -379,7 +379,9 @@ async def test_publish_refuses_an_invalid_event(arguments: tuple[str, ...], word
 
 async def test_dead_deliveries_are_redriven_by_filter_after_a_dry_run(filled: str) -> None:
     status, out, _ = await command("deliveries", "redrive", "--all", "--dry-run", "--config", filled)
-    assert (status, "no such user" in out) == (0, True)
+    *_, dead, last = out.splitlines()
+    assert (status, "dead@example.com" in dead, "no such user" in dead) == (0, True, True), out
+    assert last == "1 delivery would be due again"
     assert (await command("deliveries", "redrive", "--all", "--channel", "slack", "--config", filled))[
         1
     ] == "0 deliveries are due again\n"
@@ -396,7 +398,14 @@ async def test_waiting_deliveries_are_retried_now_and_cancelled_and_dead_and_rej
         "1 delivery is due now\n1 waits for a replica with channel email: none is running\n"
     )
     dry = await command("deliveries", "cancel", "--all", "--dry-run", *end)
-    assert (dry[0], "greylisted" in dry[1]) == (0, True)
+    assert (dry[0], "greylisted" in dry[1], "a replica with channel email: none is running" in dry[1]) == (
+        0,
+        True,
+        True,
+    )
+    assert dry[1].endswith("\n1 delivery would be cancelled\n")
+    nothing = await command("deliveries", "cancel", "--all", "--since", "2099-01-01", "--dry-run", *end)
+    assert nothing[:2] == (0, "0 deliveries would be cancelled\n")
     assert (await command("deliveries", "cancel", "--all", "--by", "ada", "--reason", "maintenance", *end))[1] == (
         "1 delivery is cancelled\n"
     )

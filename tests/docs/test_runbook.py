@@ -47,6 +47,9 @@ ANSWERS = {
     "What did the provider answer?": ("550",),
     "What was given up, and why?": (JANE, "550"),
     "What would a redrive send again?": ("a7failed", "550"),
+    "Slack is back: what can go now?": ("#dev-alerts", "a7failed", "probe"),
+    "How do I stop messages that wait?": ("#dev-alerts", "a7failed", "probe"),
+    "What is dead and no longer needed?": (JANE, "a7failed", "550"),
     "Which messages could not be read?": ("broken JSON", "http"),
     "What would a replay do?": ("broken JSON",),
     "What did operators do?": ("this machine", "the mailbox is back"),
@@ -107,7 +110,11 @@ async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
             "rules": {"launch_plans": ["./train.daily.yaml"]},
             "channels": {
                 "email": {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "flyte@example.com"},
-                "slack": {"token": "xoxb-example", "api_url": f"http://127.0.0.1:{free_port()}/api/"},
+                "slack": {
+                    "token": "xoxb-example",
+                    "api_url": f"http://127.0.0.1:{free_port()}/api/",
+                    "retry": {"initial": "1h", "ceiling": "1h"},  # a delivery that is being sent waits for nothing else
+                },
             },
         }
         async with serving(folder, settings) as replica, aiohttp.ClientSession() as session:
