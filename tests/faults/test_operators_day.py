@@ -6,120 +6,34 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
-import yaml
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
-from dispatcher.demo.fakes.inbox import Conversation, Inbox
+from dispatcher.demo.fakes.inbox import Inbox
 from dispatcher.ledger import HEAD
-from tests.faults.rig import Replica
+from tests.faults.operators_day import (
+    ARRIVAL_TIMEOUT,
+    DEFERRAL,
+    MAILBOX,
+    NAME,
+    NEW_TOKEN,
+    OPERATOR,
+    REFUSAL,
+    SLACK_CHANNEL,
+    Day,
+    a_day,
+)
 from tests.support.brokers.apache import ApacheKafka
-from tests.support.chromium import needs_a_browser, opened
+from tests.support.chromium import needs_a_browser
 from tests.support.next_version import NEXT, NextVersion
-from tests.support.prometheus import DEAD, Watcher, watching
-from tests.support.service import ask, command, free_port
+from tests.support.prometheus import DEAD
+from tests.support.service import ask
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.broker, pytest.mark.timeout(400)]
-
-MAILBOX, SLACK_CHANNEL = "dev-team@example.com", "dev-alerts"
-OLD_TOKEN, NEW_TOKEN = "xoxb-of-yesterday", "xoxb-of-today"
-OPERATOR, DASHBOARD = "operator-0123456789abcdef", "dashboard-0123456789abcdef"
-REFUSAL = "550 5.7.1 relaying denied"
-PLAN = {
-    "launch_plan": {"project": "flytesnacks", "domain": "development", "name": "train.daily"},
-    "notifications": [
-        {"phases": ["FAILED"], "email": {"recipients_email": [MAILBOX]}},
-        {"phases": ["FAILED"], "channel": "slack", "recipients": [f"#{SLACK_CHANNEL}"]},
-    ],
-}
-ARRIVAL_TIMEOUT = 60
-"""Seconds within which notifications must arrive, also on a busy machine."""
-
-
-@dataclass
-class Day:
-    """The replicas, the providers and the operator's tools."""
-
-    folder: Path
-    settings: dict[str, Any]
-    inbox: Inbox
-    watcher: Watcher
-    session: aiohttp.ClientSession
-    page: Page
-    running: dict[Replica, str] = field(default_factory=dict)
-    """URL of each running replica."""
-    failed: list[str] = field(default_factory=list)
-    """The names of all executions that have failed."""
-
-    @property
-    def config(self) -> Path:
-        """The settings file for commands: one replica's, as the replicas' settings differ only in the port."""
-        return self.folder / "one.yaml"
-
-    @property
-    def url(self) -> str:
-        """The URL of one replica."""
-        return next(iter(self.running.values()))
-
-    async def start(self, name: str, version: NextVersion | None = None) -> Replica:
-        """Start a replica, wait until it is ready, and add it to Prometheus."""
-        listen = f"127.0.0.1:{free_port()}"
-        settings = {**self.settings, "http": {**self.settings["http"], "listen": listen}}
-        replica = Replica(name, self.folder, settings, version=version)
-        self.running[replica] = f"http://{listen}"
-        await replica.start()
-        await replica.ready()
-        self.watcher.watch(list(self.running.values()))
-        return replica
-
-    async def drain(self, replica: Replica) -> None:
-        """Remove the replica from Prometheus, then stop it with SIGTERM; it must exit with status 0."""
-        url = self.running.pop(replica)
-        self.watcher.watch(list(self.running.values()))
-        try:
-            await replica.stop()
-        except BaseException:
-            self.running[replica] = url
-            raise
-
-    async def fail(self, name: str, count: int, *, rate: float = 0) -> None:
-        """Publish `count` failures of the launch plan, `rate` per second."""
-        self.failed += [f"{name}-{number}" for number in range(1, count + 1)]
-        options = {"to": "kafka", "launch-plan": "train.daily", "error": "ValueError: boom", "rate": rate}
-        given = [f"--{option}={value}" for option, value in {**options, "name": name, "count": count}.items()]
-        status, out, err = await command("publish", "--config", str(self.config), *given)
-        assert (status, out.splitlines()[-1:]) == (0, [f"published {count} messages"]), out + err
-
-    async def expect_all_arrived(self, *channels: str) -> None:
-        """Wait until the notifications of all failures have arrived on these channels."""
-
-        def all_arrived(_: Inbox) -> bool:
-            return all(len(self.arrived(channel)) >= len(self.failed) for channel in channels)
-
-        complete = await self.inbox.until(all_arrived, seconds=ARRIVAL_TIMEOUT)
-        assert complete, {channel: len(self.arrived(channel)) for channel in channels}
-
-    def arrived(self, channel: str) -> list[str]:
-        """The keys of the deliveries that arrived on the channel."""
-        if channel == "slack":
-            return [message.key for message in self.inbox.slack.messages]
-        return [mail.message_id.strip("<>").partition("@")[0] for mail in self.inbox.mail.mails]
-
-    async def deliveries(self, **query: str) -> Sequence[dict[str, Any]]:
-        """The deliveries that the API lists for the query."""
-        headers = {"Authorization": f"Bearer {DASHBOARD}"}
-        async with self.session.get(f"{self.url}/api/v1/deliveries", params=query, headers=headers) as answer:
-            assert answer.status == 200, await answer.text()
-            entries: Sequence[dict[str, Any]] = (await answer.json())["entries"]
-            return entries
 
 
 @needs_a_browser
@@ -129,39 +43,111 @@ async def test_an_operators_day(
     began = time.monotonic()
     async with a_day(apache, topic, postgres_url, tmp_path) as day:
         await deploy(day)
-        await rotate_the_slack_token(day)
+        await ask_who_would_be_notified(day)
+        await replace_the_revoked_slack_token(day)
+        await cancel_and_retry_what_the_relay_defers(day)
         dead = await break_the_relay(day)
         await wait_for_the_alert(day)
         await find_the_dead_deliveries_and_their_reason(day, dead)
-        await fix_and_redrive(day, dead)
+        await dismiss_one(day)
+        await fix_and_redrive(day, dead - 1)
+        await dismiss_what_could_not_be_read(day)
         during = await upgrade(day)
         await wait_until_the_alert_is_resolved(day)
         canaries = await drain(day)
+        await check_that_a_purge_asks_first_and_the_actions_are_recorded(day)
         await check_that_each_failure_arrived_once(day)
         figures(
-            f"{len(day.failed)} failures, {during} of them during the upgrade, each notified once by mail and on Slack;"
-            f" {dead} were dead and redriven; canaries that arrived: {canaries}; monitored by {day.watcher.name};"
-            f" {time.monotonic() - began:.0f} s"
+            f"{len(day.failed)} failures, {during} of them during the upgrade, each notified once by mail and on Slack,"
+            f" but for {day.dropped.total()} mails that the operator dropped; {dead - 1} were dead and redriven;"
+            f" canaries that arrived: {canaries}; monitored by {day.watcher.name}; {time.monotonic() - began:.0f} s"
         )
 
 
 async def deploy(day: Day) -> None:
-    """Start two replicas; failures arrive by mail and on Slack."""
+    """Start two replicas, log in, and look whether all is well; failures arrive by mail and on Slack."""
     await asyncio.gather(day.start("one"), day.start("two"))
     # Otherwise it would miss the first dead delivery.
     await until(day.watcher.sees_all, 60)
+    await day.page.goto(f"{day.url}/console/")
+    await day.page.get_by_label("Token").fill(OPERATOR)
+    await day.page.get_by_role("button", name="Log in").click()
+    await all_is_well(day, replicas=2)
     await day.fail("first", 4)
     await day.expect_all_arrived("email", "slack")
     assert await day.watcher.firing() == set()
 
 
-async def rotate_the_slack_token(day: Day) -> None:
-    """Write a new token to the file; Slack then refuses the old one. No replica is restarted."""
-    (day.folder / "slack-token").write_text(NEW_TOKEN)
+async def all_is_well(day: Day, *, replicas: int) -> None:
+    """Wait until the health page says that every component works, in this number of replicas."""
+    await day.page.goto(f"{day.url}/console/health")
+    tiles = day.page.locator(".tiles li")
+    for words in ("0 not working", "0 circuit breakers open", f"{replicas} replicas running"):
+        await expect(tiles.filter(has_text=words)).to_be_visible(timeout=30_000)
+
+
+async def ask_who_would_be_notified(day: Day) -> None:
+    """A command and a page say who hears of a failure, by which rule."""
+    forecast = await ask(day.config, "rules", "who", NAME, "--phase=FAILED")
+    (failed,) = forecast["phases"]
+    found = {one["channel"]: (one["recipients"], "plan.yaml" in one["rule"]) for one in failed["deliveries"]}
+    assert found == {"email": ([MAILBOX], True), "slack": ([f"#{SLACK_CHANNEL}"], True)}
+    await day.page.goto(f"{day.url}/console/rules?launch_plan={NAME}&phase=FAILED")
+    await expect(day.page.locator(".rules .yes")).to_have_count(2)
+
+
+async def replace_the_revoked_slack_token(day: Day) -> None:
+    """Slack refuses the token: lists and the health page say what its deliveries wait for, and why. When the file has a
+    new token they are sent, and no replica is restarted.
+    """
     day.inbox.slack.token = NEW_TOKEN
-    await day.fail("rotated", 3)
+    await day.fail("revoked", 3)
+    await day.expect_all_arrived("email")
+
+    async def the_breaker_is_open() -> bool:
+        listed = await day.run("deliveries", "list", "--state=waiting", "--channel=slack")
+        return "the next probe of slack's circuit breaker" in listed and "an earlier message of its thread" in listed
+
+    await until(the_breaker_is_open, 60)
+    await day.page.goto(f"{day.url}/console/health")
+    channels = day.page.get_by_role("region", name="Channels")
+    for words in ("The circuit breaker is open in", "The provider refuses the dispatcher itself", "3 waiting"):
+        await expect(channels).to_contain_text(words, timeout=30_000)
+    (day.folder / "slack-token").write_text(NEW_TOKEN)
     await day.expect_all_arrived("email", "slack")
     assert not await day.deliveries(state="dead")
+    await all_is_well(day, replicas=2)
+
+
+async def cancel_and_retry_what_the_relay_defers(day: Day) -> None:
+    """The relay defers the recipient, and the next attempts are far away. One mail is cancelled in the console; the others
+    are sent at once by a command, after the relay's rule is fixed.
+    """
+    day.inbox.mail.refuse = {MAILBOX: DEFERRAL}
+    count = 3
+    await day.fail("deferred", count)
+    await day.expect_all_arrived("slack")
+
+    async def all_deferred() -> list[str]:
+        waiting = await day.deliveries(state="waiting", channel="email")
+        waits = [one["key"] for one in waiting if [wait["kind"] for wait in one["waits_for"]] == ["retry"]]
+        return waits if len(waits) == count else []
+
+    key, *_ = await until(all_deferred)
+    page = day.page
+    await page.goto(f"{day.url}/console/deliveries/{key}")
+    await expect(page.get_by_text("Waits for its next attempt")).to_be_visible()
+    await page.get_by_role("link", name="Cancel…").click()
+    await page.get_by_label("Reason").fill("its owner knows")
+    await page.get_by_role("button", name="Cancel 1").click()
+    await expect(page.locator(".cause")).to_have_text("cancelled by operator: its owner knows")
+    day.dropped["email"] += 1
+    day.inbox.mail.refuse = {}
+    selected = ("--channel=email", f"--launch-plan={NAME}")
+    assert "2 deliveries would be due now" in await day.run("deliveries", "retry-now", *selected, "--dry-run")
+    retried = await day.run("deliveries", "retry-now", *selected, "--by=ada", "--reason=the relay is fixed")
+    assert retried.startswith("2 deliveries are due now\n")
+    await day.expect_all_arrived("email", "slack")
 
 
 async def break_the_relay(day: Day) -> int:
@@ -188,11 +174,9 @@ async def wait_for_the_alert(day: Day) -> None:
 
 
 async def find_the_dead_deliveries_and_their_reason(day: Day, dead: int) -> None:
-    """In the console: log in, open the list of dead deliveries, open one."""
+    """In the console: open the list of dead deliveries, open one."""
     page = day.page
     await page.goto(f"{day.url}/console/")
-    await page.get_by_label("Token").fill(OPERATOR)
-    await page.get_by_role("button", name="Log in").click()
     await page.get_by_role("link", name=f"{dead} dead").click()
     found = page.get_by_role("link", name=f"Email to {MAILBOX}")
     await expect(found).to_have_count(dead)
@@ -200,6 +184,14 @@ async def find_the_dead_deliveries_and_their_reason(day: Day, dead: int) -> None
     await expect(page.get_by_role("heading", level=1)).to_have_text(f"Email to {MAILBOX}")
     await expect(page.locator(".attempts .answer")).to_have_text(REFUSAL)
     await expect(page.frame_locator("iframe.preview").locator("body")).to_contain_text("ValueError: boom")
+
+
+async def dismiss_one(day: Day) -> None:
+    """Nobody needs one of the dead deliveries any more."""
+    key, *_ = [one["key"] for one in await day.deliveries(state="dead")]
+    dismissed = await day.run("deliveries", "dismiss", key[:12], "--by=ada", "--reason=told by phone")
+    assert dismissed == "1 delivery is dismissed\n"
+    day.dropped["email"] += 1
 
 
 async def fix_and_redrive(day: Day, dead: int) -> None:
@@ -217,6 +209,23 @@ async def fix_and_redrive(day: Day, dead: int) -> None:
     assert not await day.deliveries(state="dead")
 
 
+async def dismiss_what_could_not_be_read(day: Day) -> None:
+    """An event that names no launch plan is rejected. Its author has published it again, so nobody needs it."""
+    await day.run("publish", "--to=kafka", "--format=flyte-v1", "--name=unnamed")
+    page = day.page
+
+    async def rejected() -> bool:
+        await page.goto(f"{day.url}/console/")
+        return await page.get_by_role("link", name="1 rejected", exact=True).is_visible()
+
+    await until(rejected)
+    assert "launch plan" in await day.run("rejected", "list")
+    dismissed = await day.run("rejected", "dismiss", "--all", "--by=ada", "--reason=published again")
+    assert dismissed == "1 message dismissed\n"
+    await page.goto(f"{day.url}/console/")
+    await expect(page.get_by_role("link", name="0 rejected", exact=True)).to_be_visible()
+
+
 async def upgrade(day: Day) -> int:
     """Migrate the tables, then replace the replicas one by one, while executions fail. Returns how many failed."""
     before, done = len(day.failed), asyncio.Event()
@@ -229,7 +238,8 @@ async def upgrade(day: Day) -> int:
             await day.drain(old)
         done.set()
     await day.expect_all_arrived("email", "slack")
-    await day.page.goto(f"{day.url}/console/")  # the session is valid on the new replicas too
+    await all_is_well(day, replicas=2)  # the session is valid on the new replicas too
+    await day.page.goto(f"{day.url}/console/")
     await expect(day.page.get_by_role("link", name="0 dead", exact=True)).to_be_visible()
     return len(day.failed) - before
 
@@ -264,78 +274,25 @@ async def drain(day: Day) -> int:
     return len(day.inbox.webhook.calls)
 
 
+async def check_that_a_purge_asks_first_and_the_actions_are_recorded(day: Day) -> None:
+    """A purge counts what it would delete, and deletes nothing of it. The ledger knows who did what today, and why."""
+    would = await ask(day.config, "deliveries", "purge", "--older-than=1s", "--dry-run")
+    assert would["entries"] > len(day.failed)
+    actions = await ask(day.config, "ledger", "actions")
+    assert [(one["what"], one["who"], one["why"]) for one in reversed(actions)] == [
+        ("cancel", "operator", "its owner knows"),
+        ("retry_now", "ada", "the relay is fixed"),
+        ("dismiss", "ada", "told by phone"),
+        ("redrive", "operator", ""),
+        ("dismiss", "ada", "published again"),
+    ]
+
+
 async def check_that_each_failure_arrived_once(day: Day) -> None:
-    """Each failure has one delivery per channel in the ledger, and the fakes received each delivery once."""
+    """Each failure has one delivery per channel in the ledger. The fakes received each once, and no dropped one."""
     for channel in ("email", "slack"):
         stored = await ask(day.config, "deliveries", "list", f"--channel={channel}", "--limit=100000")
         assert sorted(one["execution"]["name"] for one in stored) == sorted(day.failed)
-        assert Counter(day.arrived(channel)) == Counter(one["key"] for one in stored), channel
-
-
-@asynccontextmanager
-async def a_day(apache: ApacheKafka, topic: str, postgres_url: str, folder: Path) -> AsyncIterator[Day]:
-    """Start the fakes, Prometheus and a browser; at the end, kill replicas that still run."""
-    inbox = Inbox()
-    inbox.slack.token = OLD_TOKEN
-    inbox.slack.channels = [Conversation("C0000001", SLACK_CHANNEL)]
-    _write(folder)
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        await enter(inbox)
-        day = Day(
-            folder=folder,
-            settings=_settings(inbox, apache.bootstrap_servers, topic, postgres_url, folder),
-            inbox=inbox,
-            watcher=await enter(watching(folder / "prometheus", folder / "dashboard-token")),
-            session=await enter(aiohttp.ClientSession()),
-            page=await (await enter(opened())).new_page(),
-        )
-        try:
-            yield day
-        finally:
-            for replica in day.running:
-                await replica.remove()
-
-
-def _write(folder: Path) -> None:
-    """Write the files that the settings name."""
-    secrets = {"slack": OLD_TOKEN, "operator": OPERATOR, "dashboard": DASHBOARD, "session": "one-key-for-both"}
-    for name, secret in secrets.items():
-        (folder / f"{name}-token").write_text(secret)
-    (folder / "plan.yaml").write_text(yaml.safe_dump(PLAN))
-
-
-def _settings(inbox: Inbox, kafka: str, topic: str, ledger: str, folder: Path) -> dict[str, Any]:
-    def token(name: str, *scopes: str) -> dict[str, Any]:
-        return {"name": name, "token_file": f"{name}-token", "scopes": list(scopes)}
-
-    return {
-        "kafka": {"bootstrap_servers": kafka, "topics": [topic], "group_id": f"group-{topic}"},
-        "http": {
-            "console": True,
-            "tokens": [token("operator", "read", "operate"), token("dashboard", "read")],
-            "session_key_file": "session-token",
-        },
-        "ledger": {"url": ledger},
-        "rules": {"launch_plans": ["plan.yaml"]},
-        "channels": {
-            "email": {
-                "host": "127.0.0.1",
-                "port": inbox.mail.port,
-                "security": "none",
-                "from": "Flyte <flyte@example.com>",
-            },
-            "slack": {
-                "token_file": "slack-token",
-                "api_url": inbox.slack_url,
-                "rate": "none",
-                "retry": {"initial": "1s", "ceiling": "2s"},
-            },
-            "webhook": {
-                "allow_http": True,
-                "allow_networks": ["127.0.0.0/8"],
-                "targets": {"canary": {"url": f"{inbox.url}/hooks/canary"}},
-            },
-        },
-        "canary": {"channel": "webhook", "recipient": "canary", "every": "30s", "within": "25s"},
-    }
+        wanted = Counter(one["key"] for one in stored if one["state"] != "dropped")
+        assert Counter(day.arrived(channel)) == wanted, channel
+        assert len(stored) - wanted.total() == day.dropped[channel]
