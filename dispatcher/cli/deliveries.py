@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dispatcher.ledger import Ledger, StoredDelivery
     from dispatcher.ledger.records import Page
 
-deliveries = typer.Typer(help="List, show, redrive, cancel, dismiss or purge deliveries.", no_args_is_help=True)
+deliveries = typer.Typer(help="List, show and change deliveries, or purge old ones.", no_args_is_help=True)
 
 
 @deliveries.command("list")
@@ -61,8 +61,8 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one delivery with its attempts, the provider's answers and operators' actions. With --json, prints the
-    message's content too.
+    """Show one delivery. Prints its attempts, the provider's answers and operators' actions; with --json, the message's
+    content too.
     """
     from dispatcher.clock import SystemClock
     from dispatcher.explain import delivery_with_history

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LISTED = 10_000
 """A dry run lists at most this many deliveries."""
 Keys = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of deliveries, or the first digits of them.")
+    list[str] | None, typer.Argument(metavar="KEY", help="Keys of deliveries, or the first digits of them.")
 ]
 All = Annotated[bool, typer.Option("--all", help="All that match the filters, or simply all if there is no filter.")]
 
@@ -43,29 +43,29 @@ class _Verb:
 _VERBS = (
     _Verb(
         "redrive",
-        "Retry dead deliveries, selected by key or by filter. First fix the reason why they are dead. Each delivery is "
+        "Retry dead deliveries, selected by key or by filters. First fix the reason why they are dead. Each delivery is "
         "due at once, and has the full retry time again.",
         "Redrive {} dead",
         "{} due again",
     ),
     _Verb(
         "retry-now",
-        "Make waiting deliveries due now, with the back-off from its start. They still wait for earlier messages of "
-        "their thread, for the rate limit and for an open circuit breaker; the answer says for what. Deliveries that "
-        "are being sent are left alone.",
+        "Make waiting deliveries due now. Their back-off begins anew. They still wait for earlier messages of their "
+        "thread, for the rate limit and for an open circuit breaker; the answer says for what. Deliveries that are being "
+        "sent are left alone.",
         "Retry now {} waiting",
         "{} due now",
     ),
     _Verb(
         "cancel",
-        "Drop waiting deliveries: they are never sent, and no fallback is notified of them. Deliveries that are being "
+        "Drop waiting deliveries. They are never sent, and no fallback is notified of them. Deliveries that are being "
         "sent are left alone.",
         "Cancel {} waiting",
         "{} cancelled",
     ),
     _Verb(
         "dismiss",
-        "Drop dead deliveries that nobody needs any more, so that they no longer count as dead.",
+        "Drop dead deliveries that nobody needs any more. They then no longer count as dead.",
         "Dismiss {} dead",
         "{} dismissed",
     ),

@@ -24,7 +24,7 @@ executions = typer.Typer(help="List finished executions.", no_args_is_help=True)
 @executions.command("list")
 @with_filters()
 def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List finished executions, newest first, with the decision about each and the states of its deliveries. The
+    """List finished executions, newest first. Each has the decision about it and the states of its deliveries. The
     options --state, --channel and --recipient select executions that have such a delivery.
     """
     from dispatcher.clock import SystemClock

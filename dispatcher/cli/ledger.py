@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from dispatcher.config.sections import LedgerSettings
     from dispatcher.ledger import Ledger, Schema
 
-ledger = typer.Typer(
-    name="ledger", help="Show the version of the ledger's tables, migrate them, or list operators' actions."
-)
+ledger = typer.Typer(name="ledger", help="Show or migrate the ledger's tables, or list actions.")
 
 
 @ledger.command()
 def migrate(config: Config = None) -> None:
-    """Create the tables, or migrate them to the version that this dispatcher needs. Replicas can run during the
+    """Create the ledger's tables, or migrate them to this version. Replicas can run during the
     migration. Of the other commands, only `serve` changes tables, when it starts. If the ledger cannot be
     reached, the command tries again for up to 30 seconds.
     """
@@ -71,7 +69,7 @@ async def _with_ledger(section: LedgerSettings, read: Callable[[Ledger], Awaitab
 
 @ledger.command()
 def actions(config: Config = None, since: Since = None, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List what operators did, newest first: redrives, replays and purges."""
+    """List what operators did, newest first. These are redrives, retries, cancellations, dismissals, replays and purges."""
     from dataclasses import asdict
 
     from dispatcher.clock import SystemClock

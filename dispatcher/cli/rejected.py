@@ -125,7 +125,7 @@ def replay(
 @rejected.command()
 def dismiss(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of rejected messages, or the first digits.")
+        list[str] | None, typer.Argument(metavar="ID", help="Ids of rejected messages, or the first digits of them.")
     ] = None,
     config: Config = None,
     everything: Annotated[
@@ -138,8 +138,8 @@ def dismiss(
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Dismiss rejected messages whose notifications nobody needs, so that they no longer count. A dismissed message can
-    still be replayed, by its id.
+    """Dismiss rejected messages that nobody needs any more. They then no longer count. A dismissed message can still be
+    replayed, by its id.
     """
     from dispatcher.clock import SystemClock
     from dispatcher.explain import rejected_data

@@ -91,7 +91,7 @@ def who(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say who would be notified of a launch plan's executions, and why, without an event. FlyteAdmin is asked first, if
+    """Say who would be notified of a launch plan's executions. Says why, without an event. FlyteAdmin is asked first, if
     it is configured: about the active version, or else the newest one.
 
     Exit status 1 if neither FlyteAdmin nor a file knows the launch plan.

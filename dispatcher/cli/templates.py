@@ -12,7 +12,7 @@ from dispatcher.cli._output import write_json, write_line, write_table
 
 templates = typer.Typer(
     name="templates",
-    help="Start your own templates, list template variables, or check templates.",
+    help="Copy or check templates, or list their variables.",
     no_args_is_help=True,
 )
 
@@ -27,7 +27,7 @@ def init(
         ),
     ] = None,
 ) -> None:
-    """Copy the built-in templates to a folder of your own, to edit them there.
+    """Copy the built-in templates to a folder of your own.
 
     Replaces no file: if one of the files exists, nothing is copied, and the exit status is 1. Delete the copies that you
     don't change: the built-in templates then apply, and improve with each version.
