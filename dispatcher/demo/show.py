@@ -77,7 +77,8 @@ class Show:
         """
         with TemporaryDirectory(prefix="dispatcher-demo-") as folder:
             async with self.inbox:
-                settings = load(self._settings_file(Path(folder)))
+                settings_file = self._settings_file(Path(folder))
+                settings = load(settings_file)
                 service = Service(settings, on_batch=self._show_decisions, inbox_url=self.inbox.url)
                 started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
                 service.on_ready = started.set_result
@@ -89,7 +90,7 @@ class Show:
                         self.inbox.console_url = f"{url}/console/"
                         complete = await self._run_day(url)
                         if not once:
-                            await self._wait_for_interrupt()
+                            await self._wait_for_interrupt(settings_file)
                     finally:
                         service.stop()
         return complete
@@ -116,10 +117,14 @@ class Show:
         await self.inbox.until(lambda inbox: not Counter(_expected(scene)) - _arrived(inbox.arrivals), seconds=5)
         self.console.print()
 
-    async def _wait_for_interrupt(self) -> None:
-        self.console.print("\nBoth stay open until Ctrl-C ends the demo:")
-        self.console.print(f"the inbox    {self.inbox.url}/", style="bold")
-        self.console.print(f"the console  {self.inbox.console_url}", style="bold")
+    async def _wait_for_interrupt(self, settings_file: Path) -> None:
+        self.console.print("\nAll stay until Ctrl-C ends the demo. Commands take the settings with --config:")
+        for name, place in (
+            ("the settings", settings_file),
+            ("the inbox", f"{self.inbox.url}/"),
+            ("the console", self.inbox.console_url),
+        ):
+            self.console.print(f"{name:<12}  {place}", style="bold", soft_wrap=True)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

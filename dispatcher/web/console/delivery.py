@@ -23,7 +23,7 @@ _NO_HTML = "<!doctype html><title>No HTML</title><p>This message has no HTML.</p
 
 async def get(console: Console, request: Request) -> Response:
     stored = await _stored_delivery(console, request)
-    delivery = stored.delivery
+    delivery, now = stored.delivery, console.clock.now()
     content = delivery.content or {}
     kind = console.channel_types.get(delivery.channel)
     wire = _wire(console, delivery)
@@ -31,7 +31,7 @@ async def get(console: Console, request: Request) -> Response:
     return console.render(
         request,
         "delivery.html.j2",
-        delivery=await delivery_with_history(console.ledger, stored, now=console.clock.now()),
+        delivery=await delivery_with_history(console.ledger, stored, now=now),
         links=await _links(console, delivery),
         rendered=delivery.content is not None,
         headline=headline(kind, content),
@@ -40,7 +40,7 @@ async def get(console: Console, request: Request) -> Response:
         wire=wire.decode(errors="replace") if wire is not None else None,
         data=orjson.dumps(content, option=orjson.OPT_INDENT_2).decode(),
         threaded=bool(delivery.thread),
-        leased=delivery.lease is not None,
+        leased=delivery.lease is not None and delivery.due_at > now,
     )
 
 
