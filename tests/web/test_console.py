@@ -19,6 +19,7 @@ from playwright.async_api import Browser, Page, expect
 from dispatcher.ledger import Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
+from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.console import DEAD, ConsoleServer, add_busy_day, add_replicas, serve_console
 from tests.support.pictures import check_picture
@@ -389,6 +390,20 @@ async def test_an_execution_links_to_flytes_console_and_to_its_logs(console: Con
         body = await html(console, f"/console/{path}", status=status)
         assert f'href="{page}"' in body
         assert f'href="https://logs.example.com/?q={name}"' in body
+
+
+async def test_a_delivery_can_be_cancelled_unless_an_attempt_is_in_progress(console: ConsoleServer) -> None:
+    await console.finish("one")
+    now = console.clock.now()
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
+    (leased,) = (
+        await console.ledger.claim("email", 1, lease="test", until=now + timedelta(minutes=1), admission=admission)
+    ).deliveries
+    body = await html(console, f"/console/deliveries/{leased.key}")
+    assert ("An attempt is in progress." in body, "Cancel…" in body) == (True, False)
+    console.clock.advance(timedelta(minutes=2))  # its worker was killed
+    body = await html(console, f"/console/deliveries/{leased.key}")
+    assert ("An attempt is in progress." in body, "Cancel…" in body) == (False, True)
 
 
 async def test_the_health_page_shows_every_replicas_components_and_breakers(console: ConsoleServer) -> None:
