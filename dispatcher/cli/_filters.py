@@ -30,7 +30,7 @@ _OPTIONS: Mapping[str, Any] = {
     "state": Annotated[list[str] | None, _option("state", "Only this state. Can be repeated.", STATES)],
     "channel": Annotated[str | None, _option("channel", "Only this channel.", CHANNELS)],
     "recipient": Annotated[str | None, _option("recipient", "Only this whole recipient or address.")],
-    "launch_plan": Annotated[str | None, _option("launch-plan", "Only executions of this launch plan.")],
+    "launch_plan": Annotated[str | None, _option("launch-plan", "Only executions of the launch plan of this name.")],
     "project": Annotated[str | None, _option("project", "Only executions of this project.")],
     "domain": Annotated[str | None, _option("domain", "Only executions of this domain.")],
     "phase": Annotated[str | None, _option("phase", "Only executions that ended in this phase.", PHASES)],

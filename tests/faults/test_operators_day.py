@@ -143,7 +143,7 @@ async def cancel_and_retry_what_the_relay_defers(day: Day) -> None:
     await expect(page.locator(".cause")).to_have_text("cancelled by operator: its owner knows")
     day.dropped["email"] += 1
     day.inbox.mail.refuse = {}
-    selected = ("--channel=email", f"--launch-plan={NAME}")
+    selected = ("--channel=email", "--launch-plan=train.daily")
     assert "2 deliveries would be due now" in await day.run("deliveries", "retry-now", *selected, "--dry-run")
     retried = await day.run("deliveries", "retry-now", *selected, "--by=ada", "--reason=the relay is fixed")
     assert retried.startswith("2 deliveries are due now\n")
