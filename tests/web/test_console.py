@@ -421,6 +421,9 @@ async def test_the_health_page_shows_every_replicas_components_and_breakers(cons
     assert "The provider refuses the dispatcher itself, since just now" in page
     assert "its clock is 7 s behind the database's" in page
     assert "not seen dispatcher-66d1-old:1" in page
+    console.clock.advance(timedelta(seconds=40))
+    later = " ".join((await html(console, "/console/health")).split())
+    assert "the next delivery tests whether it can be closed" in later
 
 
 async def test_a_rejected_message_that_was_stored_in_part_cannot_be_replayed(console: ConsoleServer) -> None:

@@ -64,6 +64,7 @@ async def get(console: Console, request: Request) -> Response:
     return console.render(
         request,
         "health.html.j2",
+        now=now,
         problem=problem,
         rule_problems=[str(one) for one in console.rule_problems()],
         components=[*_components(own, running)],
