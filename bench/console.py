@@ -10,14 +10,12 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from tempfile import TemporaryDirectory
 
 import aiohttp
 
 from bench.figures import Figure, Goal
 from bench.record import empty_database, migrated, postgres
-from dispatcher.ledger import Ledger
 from dispatcher.observability import logs
 from dispatcher.runtime import event_loop
 from tests.support.clock import ManualClock
@@ -27,7 +25,6 @@ from tests.support.large_ledger import end_of, fill_ledger
 SMALL = 3_000
 LARGE = {"SQLite": 300_000, "PostgreSQL": 3_000_000}
 SMOKE = 30_000
-FILL_TIMEOUT = timedelta(minutes=10)
 GOALS = {"SQLite": Goal("at most", 400, of="value"), "PostgreSQL": Goal("at most", 1000, of="value")}
 PAGES = (
     "/",
@@ -64,8 +61,7 @@ async def measured(urls: Mapping[int, str], rounds: int) -> Mapping[int, Times]:
         consoles = {}
         for size, url in urls.items():
             await migrated(url)
-            async with Ledger(url, timeout=FILL_TIMEOUT) as ledger:
-                await fill_ledger(ledger, size)
+            await fill_ledger(url, size)
             consoles[size] = await stack.enter_async_context(serve_console(url, ManualClock(end_of(size))))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         for number in range(1 + rounds):

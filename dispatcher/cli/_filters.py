@@ -26,7 +26,7 @@ def _option(name: str, help_text: str, metavar: str = "") -> Any:
     return typer.Option(f"--{name}", help=help_text, metavar=f"[{metavar}]" if metavar else None, show_default=False)
 
 
-_OPTIONS: Mapping[str, Any] = {
+OPTIONS: Mapping[str, Any] = {
     "state": Annotated[list[str] | None, _option("state", "Only this state. Can be repeated.", STATES)],
     "channel": Annotated[str | None, _option("channel", "Only this channel.", CHANNELS)],
     "recipient": Annotated[str | None, _option("recipient", "Only this whole recipient or address.")],
@@ -72,14 +72,14 @@ def with_filters(*, without: frozenset[str] = frozenset()) -> Callable[[Callable
     """Replace a command's parameter `filters` by one option for each filter, except those in `without`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        names = [name for name in _OPTIONS if name not in without]
+        names = [name for name in OPTIONS if name not in without]
 
         def with_options(**given: Any) -> None:
             values = {name: value for name in names if (value := given.pop(name)) not in (None, [])}
             command(filters=Filters(values), **given)
 
         options = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_OPTIONS[name])
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=OPTIONS[name])
             for name in names
         ]
         others = [

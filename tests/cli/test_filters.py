@@ -22,7 +22,7 @@ from tests.support.terminal import invoke
 
 
 def test_commands_have_an_option_for_each_filter_and_show_every_choice() -> None:
-    assert set(_filters._OPTIONS) == Search.model_fields.keys() - PageParameters.model_fields.keys()
+    assert set(_filters.OPTIONS) == Search.model_fields.keys() - PageParameters.model_fields.keys()
     verdicts = get_args(get_args(get_args(Search.model_fields["verdict"].annotation)[0])[0])
     for shown, values in (
         (_filters.STATES, list(State)),

@@ -26,6 +26,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.rules.rulebook import PlanKey
 from tests.support import samples
 from tests.support.builders import NOW, an_event
+from tests.support.ledgers import opened_database
 from tests.support.running import running
 from tests.support.service import ROUTING_KEY
 
@@ -177,7 +178,7 @@ async def test_any_name_is_delivered_shown_and_found(url: str, ledger_url: str, 
                 assert len(found["entries"]) == 6
         page = await get(url, f"console/executions/flytesnacks/production/e{number}-failed")
         assert "<script>alert" not in page
-    async with Ledger(ledger_url) as ledger, ledger._database.reading() as connection:
+    async with opened_database(ledger_url) as database, database.reading() as connection:
         rows = (await connection.execute(select(launch_plan_versions))).all()
     assert len(set(rows)) == 2 * len(NAMES)
     assert max(len(text) for row in rows for text in row) <= MAX_SHORT

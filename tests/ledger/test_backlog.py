@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from dispatcher.ledger import Backlog, Ledger
 from dispatcher.model.delivery import State
 from tests.support.builders import NOW, SECOND, a_delivery
 from tests.support.ledger_steps import MINUTE, claim, recorded
+from tests.support.ledgers import captured_statements
 
 
 async def test_the_backlog_counts_waiting_due_and_dead_deliveries_by_channel(ledger: Ledger) -> None:
@@ -28,14 +28,10 @@ async def test_the_backlog_counts_waiting_due_and_dead_deliveries_by_channel(led
 
 
 async def test_the_backlog_reads_only_indexes_of_waiting_and_dead_deliveries(tmp_path: Path) -> None:
-    from sqlalchemy import event
-
-    asked: list[tuple[str, Any]] = []
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         await ledger.record([recorded(a_delivery())], [], now=NOW)
-        engine = ledger._database._engine.sync_engine
-        event.listen(engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
-        await ledger.queries.backlog(now=NOW)
+        with captured_statements() as asked:
+            await ledger.queries.backlog(now=NOW)
     asked = [(query, given) for query, given in asked if "FROM deliveries" in query]
     assert len(asked) == 3
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:

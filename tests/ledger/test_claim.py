@@ -7,13 +7,13 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import Retry
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN, Feedback, Rate, RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
 from tests.support.ledger_steps import MINUTE, SENT, claim, claim_slack, recorded, settlement, slack
+from tests.support.ledgers import captured_statements
 
 
 async def test_a_claimed_delivery_is_not_claimed_again_until_its_lease_runs_out(ledger: Ledger) -> None:
@@ -45,17 +45,13 @@ async def test_the_oldest_due_delivery_is_claimed_first_and_others_wait_until_th
 
 
 async def test_a_claim_reads_due_deliveries_by_index_and_not_all_waiting_ones(tmp_path: Path) -> None:
-    asked: list[str] = []
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         await ledger.record([recorded(a_delivery())], [], now=NOW)
-        assert ledger._database._writer is not None
-        assert ledger._database._writer._connection is not None
-        driver: Any = ledger._database._writer._connection.connection.driver_connection
-        driver.set_trace_callback(asked.append)
-        await claim(ledger, 1)
-    (query,) = [query for query in asked if "JOIN contents" in query]
+        with captured_statements() as asked:
+            await claim(ledger, 1)
+    ((query, given),) = [(query, given) for query, given in asked if "JOIN contents" in query]
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
-        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}")]
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", given)]
     assert plan[0] == "SEARCH deliveries USING INDEX ix_deliveries_due (channel=? AND due_at<?)"
     unwanted = {"TEMP B-TREE", "ix_deliveries_state_created_at", "ix_deliveries_backlog", "SCAN"}
     assert not [step for step in plan if any(one in step for one in unwanted)]

@@ -11,15 +11,16 @@ import socket
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import asyncpg
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.event import listen, remove
 
 from dispatcher.errors import DispatcherError, LedgerIncompatible, LedgerUnavailable
 from dispatcher.ledger import Filter, Ledger
@@ -345,31 +346,38 @@ async def test_a_full_disk_leaves_nothing_half_written_and_then_works_again(tmp_
         await ledger.record([an_event_to_record("first")], [], now=NOW)
         (delivery,) = await claim(ledger)
         before = await rows(url)
-        await set_limit(ledger, 1)  # page; if there are more already, SQLite allows no new ones
 
         event = an_event(name="large")
         large = [
             a_delivery(event, to=f"{number}@example.com", content={"text": os.urandom(900).hex()})
             for number in range(99)
         ]
-        with pytest.raises(LedgerUnavailable, match=r"ledger\.url: the file .*: database or disk is full"):
+        refused = r"ledger\.url: the file .*: database or disk is full"
+        with full_disk(), pytest.raises(LedgerUnavailable, match=refused):
             await ledger.record([recorded(*large, event=event)], [], now=NOW)
         assert await rows(url) == before
-        await set_limit(ledger, 1)
         follow_ups = [follow_up._replace(event=delivery.event) for follow_up in large]
         with_follow_ups = settlement(delivery, SENT, *follow_ups)
-        with pytest.raises(LedgerUnavailable, match="disk is full"):
+        with full_disk(), pytest.raises(LedgerUnavailable, match=refused):
             await ledger.settle(with_follow_ups)
         assert await rows(url) == before
 
-        await set_limit(ledger, 2**30)
         assert await ledger.settle(with_follow_ups)
         assert (await rows(url))["deliveries"] == 100
 
 
-async def set_limit(ledger: Ledger, pages: int) -> None:
-    """Limit the file's size, for the connection that records and settles."""
-    await ledger._database.write(lambda connection: connection.execute(text(f"PRAGMA max_page_count = {pages}")))
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Give SQLite's files no new page in the block. The limit ends with the connection, which the failed write closes."""
+
+    def limit(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")  # if there are more already, SQLite allows no new ones
+
+    listen(Engine, "begin", limit)
+    try:
+        yield
+    finally:
+        remove(Engine, "begin", limit)
 
 
 async def test_a_service_on_a_full_disk_answers_503_and_continues_once_there_is_space(tmp_path: Path) -> None:

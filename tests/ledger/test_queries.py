@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import func, select
 
 from dispatcher.ledger import Filter, Ledger, Settlement
+from dispatcher.ledger.engine import Database
 from dispatcher.ledger.records import Count, Cursor
 from dispatcher.ledger.schema import delivery_recipients
 from dispatcher.model.delivery import Dead, State
@@ -23,6 +23,7 @@ from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from tests.support.builders import a_delivery, an_event
 from tests.support.large_ledger import BEGIN, end_of, fill_ledger
 from tests.support.ledger_steps import an_action, recorded
+from tests.support.ledgers import captured_statements, opened_database
 
 DELIVERIES = int(os.environ.get("LEDGER_ROWS", "100000"))
 """The limits below are the same for any number; LEDGER_ROWS=1000000 takes two minutes longer."""
@@ -110,37 +111,26 @@ QUERIES: dict[str, Query] = {
 
 
 @pytest.mark.timeout(900)
-async def test_every_query_starts_from_an_index_and_reads_few_rows_of_a_large_ledger(ledger: Ledger) -> None:
-    await fill_ledger(ledger, DELIVERIES)
-    problems_of = sqlite_problems if ledger._database.sqlite else postgres_problems
+async def test_every_query_starts_from_an_index_and_reads_few_rows_of_a_large_ledger(
+    ledger: Ledger, ledger_url: str
+) -> None:
+    await fill_ledger(ledger_url, DELIVERIES)
     wrong = []
     for name, query in QUERIES.items():
-        with captured_statements(ledger) as statements:
+        with captured_statements() as statements:
             await query(ledger)
-        assert statements, name
-        for statement, parameters in statements:
-            wrong += [f"{name}: {problem}\n{statement}" for problem in await problems_of(ledger, statement, parameters)]
+        selects = [(statement, given) for statement, given in statements if statement.lstrip().startswith("SELECT")]
+        assert selects, name
+        async with opened_database(ledger_url) as database:
+            problems_of = sqlite_problems if database.sqlite else postgres_problems
+            for statement, given in selects:
+                wrong += [
+                    f"{name}: {problem}\n{statement}" for problem in await problems_of(database, statement, given)
+                ]
     assert not wrong, "\n\n".join(wrong)
 
 
-@contextmanager
-def captured_statements(ledger: Ledger) -> Iterator[list[tuple[str, Any]]]:
-    """Collect the SELECT statements that the ledger executes in the block, with their parameters."""
-    statements: list[tuple[str, Any]] = []
-
-    def capture(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
-        if statement.lstrip().upper().startswith("SELECT"):
-            statements.append((statement, parameters))
-
-    engine = ledger._database._engine.sync_engine
-    event.listen(engine, "before_cursor_execute", capture)
-    try:
-        yield statements
-    finally:
-        event.remove(engine, "before_cursor_execute", capture)
-
-
-async def sqlite_problems(ledger: Ledger, statement: str, parameters: Any) -> list[str]:
+async def sqlite_problems(database: Database, statement: str, parameters: Any) -> list[str]:
     """Problems of a statement on SQLite: full scans in its plan, or too many steps."""
     steps = 0
 
@@ -148,7 +138,7 @@ async def sqlite_problems(ledger: Ledger, statement: str, parameters: Any) -> li
         nonlocal steps
         steps += 1000
 
-    async with ledger._database.reading() as connection:
+    async with database.reading() as connection:
         plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         lines = [row["detail"] for row in plan.mappings()]
         raw = (await connection.get_raw_connection()).driver_connection
@@ -162,9 +152,9 @@ async def sqlite_problems(ledger: Ledger, statement: str, parameters: Any) -> li
     return problems + ([f"{steps:,} steps"] if steps > STEPS else [])
 
 
-async def postgres_problems(ledger: Ledger, statement: str, parameters: Any) -> list[str]:
+async def postgres_problems(database: Database, statement: str, parameters: Any) -> list[str]:
     """Problems of a statement on PostgreSQL: full scans in its plan, or too many buffer accesses."""
-    async with ledger._database.reading() as connection:
+    async with database.reading() as connection:
         if DELIVERIES < 1_000_000:  # PostgreSQL rightly scans a table this small
             await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         rows = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
@@ -219,7 +209,7 @@ async def test_causes_are_counted_without_the_number_of_attempts(ledger: Ledger)
     assert causes == [("email", "busy", 2), ("email", "550 no such user", 1)]
 
 
-async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledger: Ledger) -> None:
+async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledger: Ledger, ledger_url: str) -> None:
     strange = ("A\0b@example.com", "Ünïcode@EXAMPLE.com", "x" * 1000, 'quo"te\\\\u0000', "😀")
     for number, name in enumerate(strange):
         failed = an_event(name=f"e{number}")
@@ -234,5 +224,5 @@ async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledge
     for delivery in (await ledger.claim("email", 9, lease="me", until=later, admission=admission)).deliveries:
         await ledger.settle(Settlement(delivery=delivery, outcome=Dead("no"), started_at=NOW, ended_at=NOW))
     assert await ledger.purge(later, limit=100) == len(strange)
-    async with ledger._database.reading() as connection:
+    async with opened_database(ledger_url) as database, database.reading() as connection:
         assert await connection.scalar(select(func.count()).select_from(delivery_recipients)) == 0

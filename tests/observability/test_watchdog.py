@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
@@ -26,7 +27,7 @@ from tests.support.ledger_steps import recorded
 from tests.support.metrics import scraped
 from tests.support.service import free_port
 from tests.support.waiting import until
-from tests.support.workers import RECEIPT, ScriptedChannel, a_worker
+from tests.support.workers import RECEIPT, ScriptedChannel, a_worker, deliver_due
 
 MINUTE = timedelta(minutes=1)
 SHORT = WatchdogConfig(loop_stall=timedelta(milliseconds=400))
@@ -64,8 +65,8 @@ async def test_a_busy_loop_that_still_runs_is_not_reported() -> None:
 
 
 async def test_a_disabled_watchdog_starts_no_thread() -> None:
-    with Watchdog(WatchdogConfig(loop_stall=timedelta()), Metrics()) as watchdog:
-        assert not watchdog._thread.is_alive()
+    with Watchdog(WatchdogConfig(loop_stall=timedelta()), Metrics()):
+        assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 async def test_a_blocked_loop_ends_the_process_if_exit_is_set(tmp_path: Path) -> None:
@@ -175,10 +176,11 @@ async def test_a_worker_that_does_not_claim_due_deliveries_is_stalled_until_it_c
         await monitor.check()
         assert await monitor.unready_reason() == "no progress: worker slack"
         assert [entry["component"] for entry in logs] == ["worker slack"]
-        assert len(await worker._claim()) == 1
+        await deliver_due(worker)
         await monitor.check()
     assert await monitor.unready_reason() is None
-    assert [entry["event"] for entry in logs][1:] == ["a component makes progress again"]
+    of_components = [entry["event"] for entry in logs if "component" in entry]
+    assert of_components[1:] == ["a component makes progress again"]
     assert scraped(monitor.metrics)["stalls_total", "worker slack"] == 1
 
 

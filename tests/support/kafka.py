@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from dispatcher.flyte.encode import EncodedMessage
+from dispatcher.intake.kafka.batch import KafkaBatch
 from dispatcher.intake.kafka.config import KafkaConfig
 from dispatcher.intake.kafka.consumer import KafkaSource
-from dispatcher.intake.kafka.session import HeaderFilter
-from dispatcher.intake.source import Batch
+from dispatcher.intake.kafka.session import ConsumerSession, HeaderFilter
+from dispatcher.intake.kafka.start import always
+from dispatcher.intake.source import REST, Batch
 from tests.support.brokers import Broker
 from tests.support.waiting import until
 
@@ -78,6 +80,23 @@ async def reading(
         reader.source.stop()
         async with asyncio.timeout(40):
             await task
+
+
+@asynccontextmanager
+async def joined(settings: KafkaConfig) -> AsyncIterator[tuple[ConsumerSession, KafkaBatch]]:
+    """A consumer that has joined its group, and its first batch. Nothing reads on."""
+    session = ConsumerSession(settings, lambda _: False, always, lambda _reason, _number: None, REST)
+    try:
+        await session.open()
+        yield session, await until(session.read)
+    finally:
+        await session.watch.stop()
+        await session.consumer.stop()
+
+
+def connections(logs: Sequence[Mapping[str, Any]]) -> int:
+    """How often sources have connected, each time with a new consumer, according to these log entries."""
+    return [entry["event"] for entry in logs].count("connected to Kafka")
 
 
 async def committed(servers: str, settings: KafkaConfig, partitions: int = 4) -> int:

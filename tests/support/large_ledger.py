@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text
-
-from dispatcher.ledger import Ledger
+from sqlalchemy.ext.asyncio import create_async_engine
 
 DELIVERIES_PER_EVENT = 3
 """There is one event a second."""
@@ -90,13 +89,15 @@ def end_of(deliveries: int) -> datetime:
     return BEGIN + timedelta(seconds=deliveries // DELIVERIES_PER_EVENT)
 
 
-async def fill_ledger(ledger: Ledger, deliveries: int) -> None:
+async def fill_ledger(url: str, deliveries: int) -> None:
     """Write this number of deliveries with their events, and for each event an attempt and a rejected message."""
-    database = ledger._database
-    async with database.writing() as connection:
-        for statement in _SQLITE if database.sqlite else _POSTGRES:
+    engine = create_async_engine(url)
+    sqlite = engine.dialect.name == "sqlite"
+    async with engine.begin() as connection:
+        for statement in _SQLITE if sqlite else _POSTGRES:
             parameters = {"events": deliveries // DELIVERIES_PER_EVENT} if ":events" in statement else {}
             await connection.execute(text(statement), parameters)
-    if not database.sqlite:  # autovacuum would do it soon
-        async with database._engine.connect() as raw:
-            await (await raw.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE"))
+    if not sqlite:  # autovacuum would do it soon
+        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            await connection.execute(text("VACUUM ANALYZE"))
+    await engine.dispose()

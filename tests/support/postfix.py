@@ -82,6 +82,18 @@ class Postfix:
         new = self.folder / "mail" / name / "new"
         return [file.read_bytes() for file in new.iterdir()] if new.is_dir() else []
 
+    def start(self) -> None:
+        self._command("start")
+
+    def stop(self) -> None:
+        self._command("stop")
+
+    def _command(self, verb: str) -> None:
+        command = ("postfix", "-c", str(self.folder), verb)
+        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=60)
+        log = self.folder / "log"
+        assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
+
     async def arrived(self, name: str, words: str) -> EmailMessage:
         """Wait up to 20 seconds for a mail in this mailbox that contains `words`, and return it."""
         async with asyncio.timeout(20):
@@ -98,9 +110,9 @@ def running(options: Mapping[str, str]) -> Iterator[Postfix]:
     postfix = Postfix(folder, free_port())
     try:
         _write(postfix, options)
-        _command(folder, "start")
+        postfix.start()
         yield postfix
-        _command(folder, "stop")
+        postfix.stop()
     finally:
         subprocess.run(["postfix", "-c", folder, "abort"], env=_environment(), capture_output=True, check=False)
         shutil.rmtree(folder)
@@ -152,14 +164,6 @@ def _write(postfix: Postfix, options: Mapping[str, str]) -> None:
     lines = (f"{name} = {str(value).replace('FOLDER', str(folder))}\n" for name, value in main.items())
     (folder / "main.cf").write_text("".join(lines))
     (folder / "master.cf").write_text(_MASTER.format(port=postfix.port))
-
-
-def _command(folder: Path, verb: str) -> None:
-    done = subprocess.run(
-        ["postfix", "-c", folder, verb], env=_environment(), capture_output=True, text=True, check=False, timeout=60
-    )
-    log = folder / "log"
-    assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
 
 
 def _environment() -> dict[str, str]:

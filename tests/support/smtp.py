@@ -24,6 +24,7 @@ DROP = "drop"
 TAKE_AND_DROP = "take and drop"
 HANG = "hang"
 HALF = "half"
+MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2")
 _USUAL_REPLIES = {"MAIL": "250 OK", "RCPT": "250 OK", "RSET": "250 flushed", "QUIT": "221 bye", "DATA": "354 go on"}
 
 
@@ -67,7 +68,7 @@ class ScriptedRelay:
     _released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20)
+        self._server = await asyncio.start_server(self.serve, "127.0.0.1", 0, limit=2**20)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -93,7 +94,7 @@ class ScriptedRelay:
         """Wait until the condition is true; fails after ten seconds."""
         await until(condition, 10)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
             await self._limit_connections(reader, writer)
@@ -210,11 +211,11 @@ def _address(line: str) -> str:
     return line.partition("<")[2].partition(">")[0]
 
 
-@dataclass(slots=True)
+@dataclass
 class LoginRelay(MailReceiver):
     """aiosmtpd with the login mechanisms PLAIN, LOGIN, CRAM-MD5 and XOAUTH2."""
 
-    mechanisms: Sequence[str] = ("PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2")
+    mechanisms: Sequence[str] = MECHANISMS
     """The mechanisms in the reply to EHLO."""
     tokens: set[str] = field(default_factory=set)
     """The valid access tokens."""
@@ -222,14 +223,11 @@ class LoginRelay(MailReceiver):
     """The mechanism of each successful login."""
     refusal: str = "535 5.7.8 Authentication credentials invalid"
 
-    def _protocol(self) -> SMTP:
-        protocol = MailReceiver._protocol(self)
-        for name in set(protocol._auth_methods) - set(self.mechanisms):
-            del protocol._auth_methods[name]
-        return protocol
+    def _login_options(self) -> dict[str, Any]:
+        return {**super()._login_options(), "auth_exclude_mechanism": set(MECHANISMS) - set(self.mechanisms)}
 
     def _authenticate(self, server: SMTP, session: Any, envelope: Any, mechanism: str, credentials: Any) -> AuthResult:
-        result = MailReceiver._authenticate(self, server, session, envelope, mechanism, credentials)
+        result = super()._authenticate(server, session, envelope, mechanism, credentials)
         return self._result(mechanism, right=result.success)
 
     async def auth_CRAM__MD5(self, server: SMTP, _arguments: list[str]) -> AuthResult:  # noqa: N802 - aiosmtpd finds it by this name

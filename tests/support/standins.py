@@ -123,7 +123,6 @@ class StandIns:
         self._open.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        assert site._server is not None
         return f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     async def _take(self, channel: str, key: str, target: str, caller: str, body: bytes) -> Reaction:

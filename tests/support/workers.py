@@ -84,10 +84,13 @@ def a_worker(ledger: Ledger, channel: ScriptedChannel, **changes: Any) -> Delive
 
 
 async def deliver_due(worker: DeliveryWorker) -> None:
-    """Claim once, and deliver one delivery after the other. `DeliveryWorker.run` would go on until it is stopped."""
-    for delivery in await worker._claim():
-        async with asyncio.TaskGroup() as worker._group:
-            worker._start(delivery)
+    """Claim once, and deliver one delivery after the other.
+
+    It calls the steps of `DeliveryWorker.run`, which itself would go on until it is stopped for good.
+    """
+    for delivery in await worker._claim():  # noqa: SLF001
+        async with asyncio.TaskGroup() as worker._group:  # noqa: SLF001
+            worker._start(delivery)  # noqa: SLF001
 
 
 @asynccontextmanager

@@ -19,8 +19,13 @@ from tests.support.console import DEAD, ConsoleServer, serve_console
 
 
 @pytest.fixture
-async def console(tmp_path: Path) -> AsyncIterator[ConsoleServer]:
-    async with serve_console(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", streams=2) as server:
+def url(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture
+async def console(url: str) -> AsyncIterator[ConsoleServer]:
+    async with serve_console(url, streams=2) as server:
         yield server
 
 
@@ -61,11 +66,11 @@ async def newest(console: ConsoleServer) -> str:
     return event_id((await console.ledger.queries.latest(limit=1))[-1])
 
 
-async def test_every_listener_gets_what_another_replica_records(console: ConsoleServer) -> None:
+async def test_every_listener_gets_what_another_replica_records(console: ConsoleServer, url: str) -> None:
     await console.finish("before")
     now = await newest(console)
     async with listening(console, last=now) as one, listening(console, last=now) as two:
-        async with Ledger(console.ledger._database.url.render_as_string()) as replica:
+        async with Ledger(url) as replica:
             await ConsoleServer(replica, console.intake, console.clock).deliver("email", DEAD)
         for listener in (one, two):
             kind, _, data = await listener.next()

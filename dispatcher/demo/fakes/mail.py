@@ -101,13 +101,6 @@ class MailReceiver:
 
     def _protocol(self) -> SMTP:
         self.connections += 1
-        options: dict[str, Any] = {}
-        if self.login is not None:
-            options = {
-                "authenticator": self._authenticate,
-                "auth_required": True,
-                "auth_require_tls": self.tls is not None,
-            }
         with warnings.catch_warnings():
             # aiosmtpd warns about a login without STARTTLS. Here the login is safe: it uses implicit TLS or loopback.
             warnings.simplefilter("ignore", UserWarning)
@@ -120,10 +113,19 @@ class MailReceiver:
                 enable_SMTPUTF8=True,
                 timeout=60,
                 loop=asyncio.get_running_loop(),
-                **options,
+                **self._login_options(),
             )
         self._open.add(protocol)
         return protocol
+
+    def _login_options(self) -> dict[str, Any]:
+        if self.login is None:
+            return {}
+        return {
+            "authenticator": self._authenticate,
+            "auth_required": True,
+            "auth_require_tls": self.tls is not None,
+        }
 
     def _authenticate(
         self, _server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, given: Any

@@ -24,6 +24,7 @@ from channels.email.mime import WIDTH, compose, encoded_words
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.rendering.text import one_line
 from tests.support.mail import CONTENT, config, message
+from tests.support.smtp import ScriptedRelay
 
 
 @pytest.fixture
@@ -76,17 +77,17 @@ async def test_no_more_connections_are_opened_than_allowed(relay: MailReceiver) 
     await channel.aclose()
 
 
-async def test_a_connection_that_the_relay_closed_while_idle_is_replaced(
-    relay: MailReceiver, channel: EmailChannel
-) -> None:
-    await channel.send(message(key="k1"))
-    for protocol in relay._open:
-        if protocol.transport is not None:
-            protocol.transport.close()
+async def test_a_connection_that_the_relay_closed_while_idle_is_replaced() -> None:
+    async with ScriptedRelay() as relay:
+        channel = EmailChannel(config(relay.port))
+        await channel.send(message(key="k1"))
+        relay.hang_up()
 
-    await channel.send(message(key="k2"))
+        await channel.send(message(key="k2"))
+        await channel.aclose()
 
     assert [mail.message_id for mail in relay.mails] == ["<k1@example.com>", "<k2@example.com>"]
+    assert len(relay.sessions) == 2
 
 
 async def test_a_refused_recipient_does_not_affect_the_others(relay: MailReceiver, channel: EmailChannel) -> None:

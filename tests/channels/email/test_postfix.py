@@ -156,10 +156,10 @@ async def test_after_a_restart_of_the_relay_the_next_mail_uses_a_new_connection(
     with running(TLS) as relay:
         channel = EmailChannel(config(relay.port, **tls_options(relay)))
         await channel.send(message(key="before"))
-        postfix._command(relay.folder, "stop")
+        relay.stop()
         with pytest.raises(Later, match="can't be reached"):
             await channel.send(message(key="meanwhile"))
-        postfix._command(relay.folder, "start")
+        relay.start()
 
         await channel.send(message(key="after"))
 

@@ -86,7 +86,7 @@ async def test_the_next_address_is_tried_if_one_gives_no_service_and_is_then_tri
     channel = EmailChannel(config(relay.port, host=NAME, timeout=0.4, connections=1))
     async with ScriptedRelay(always={"connect": answer}) as broken:
         if answer != "refused":
-            server = await asyncio.start_server(broken._serve, FIRST, relay.port)
+            server = await asyncio.start_server(broken.serve, FIRST, relay.port)
         await channel.send(message(key="k1"))
         relay.hang_up()
         await channel.send(message(key="k2"))

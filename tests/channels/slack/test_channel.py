@@ -581,24 +581,29 @@ PATH = "T000/B000/secret-of-the-webhook"
 
 
 @pytest.fixture
-async def by_webhook(workspace: SlackReceiver, url: str) -> AsyncIterator[SlackChannel]:
+def webhook_config(workspace: SlackReceiver, url: str) -> SlackConfig:
     workspace.webhooks = {PATH: "alerts", "old": "old"}
     base = url.removesuffix("/api/")
     webhooks = {
         name: {"url": f"{base}/services/{path}"} for name, path in {"#ops": PATH, "old": "old", "no": "x"}.items()
     }
-    opened = SlackChannel(SlackConfig.model_validate({"webhooks": webhooks, "timeout": 2}))
+    return SlackConfig.model_validate({"webhooks": webhooks, "timeout": 2})
+
+
+@pytest.fixture
+async def by_webhook(webhook_config: SlackConfig) -> AsyncIterator[SlackChannel]:
+    opened = SlackChannel(webhook_config)
     yield opened
     await opened.aclose()
 
 
 async def test_a_webhook_posts_without_a_token_and_its_url_is_never_shown(
-    workspace: SlackReceiver, by_webhook: SlackChannel
+    workspace: SlackReceiver, by_webhook: SlackChannel, webhook_config: SlackConfig
 ) -> None:
     receipt = await by_webhook.send(message("#ops"))
     assert [arrived.name for arrived in workspace.messages] == ["alerts"]
     assert (receipt.reference, by_webhook.address("#ops"), by_webhook.thread_by("#ops")) == ({}, "#ops", None)
-    assert "secret-of-the-webhook" not in f"{receipt} {by_webhook.wire_preview(message('#ops'))} {by_webhook._config!r}"
+    assert "secret-of-the-webhook" not in f"{receipt} {by_webhook.wire_preview(message('#ops'))} {webhook_config!r}"
     with pytest.raises(UnknownRecipient, match=r"name it in channels\.slack\.webhooks") as caught:
         by_webhook.address(f"https://hooks.slack.com/services/{PATH}")
     assert "secret" not in str(caught.value).replace("is a secret", "")

@@ -15,7 +15,7 @@ from channels.contract import InDoubt, Later, Misconfigured, Thread
 from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
 from dispatcher.demo.fakes.script import ScriptedReply
-from dispatcher.demo.fakes.slack import ALL_SCOPES
+from dispatcher.demo.fakes.slack import ALL_SCOPES, SlackMessage
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.servers import ForwardProxy, endless_server
 from tests.support.slack import FAILED, TOKEN, message, thread_after
@@ -121,8 +121,9 @@ async def test_a_message_in_doubt_is_found_behind_hundreds_of_other_messages(
 
     def add_others() -> None:
         others: dict[str, Any] = {"text": "other", **({"thread_ts": root} if root else {})}
-        for _ in range(210):
-            workspace._accept(workspace.channels[0], others)
+        for number in range(210):
+            ts = f"{time.time() + number / 1e6:.6f}"
+            workspace.messages.append(SlackMessage("C0000001", "alerts", ts, others))
 
     add_others()
     workspace.script.steps = [LOST]

@@ -32,10 +32,14 @@ def message(to: str = "ops", *, key: str = "k1") -> Message:
     return Message(key=key, recipients=(to,), content=CONTENT, created_at=datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC))
 
 
-def channel(url: str = "", *, hosts: tuple[str, ...] = (), section: Any = None, **target: Any) -> WebhookChannel:
+def config(url: str = "", *, hosts: tuple[str, ...] = (), section: Any = None, **target: Any) -> WebhookConfig:
     options = {"allow_http": True, "allow_networks": ["127.0.0.0/8"], "timeout": 5, "allow_hosts": hosts}
     targets = {"ops": {"url": f"{url}/hooks/flyte", **target}} if url else {}
-    return WebhookChannel(WebhookConfig.model_validate({**options, "targets": targets, **(section or {})}))
+    return WebhookConfig.model_validate({**options, "targets": targets, **(section or {})})
+
+
+def channel(url: str = "", **settings: Any) -> WebhookChannel:
+    return WebhookChannel(config(url, **settings))
 
 
 @pytest.fixture
@@ -354,7 +358,7 @@ async def test_check_reports_reachable_and_unreachable_targets(server: ScriptedH
 
 
 def test_a_preview_shows_the_message_without_secrets() -> None:
-    webhook = channel("https://hooks.example.com", secret="hidden", mode="structured")
-    preview = webhook.wire_preview(message())
+    settings = config("https://hooks.example.com", secret="hidden", mode="structured")
+    preview = WebhookChannel(settings).wire_preview(message())
     assert (preview.media_type, orjson.loads(preview.body)["data"]) == ("application/cloudevents+json", CONTENT)
-    assert "hidden" not in f"{preview} {webhook._config!r}"
+    assert "hidden" not in f"{preview} {settings!r}"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from structlog.testing import capture_logs
 
 from dispatcher.errors import DispatcherError
 from dispatcher.flyte.decode import is_other_type
@@ -23,7 +24,8 @@ from dispatcher.intake.source import Batch
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
 from tests.support.brokers.fixtures import make_topic
-from tests.support.kafka import Reader, committed, config, numbered, publish, reading
+from tests.support.kafka import Reader, committed, config, joined, numbered, publish, reading
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.broker
 
@@ -125,9 +127,7 @@ async def test_two_consumers_of_one_group_share_the_work_and_lose_nothing(broker
         await publish(broker.bootstrap_servers, topic, numbered(200))
         await one.count(200)
         async with reading(settings) as other:
-            await one.until(
-                lambda: other.source._session is not None and bool(other.source._session.consumer.assignment())
-            )
+            await until(other.source.lag)
             await publish(broker.bootstrap_servers, topic, numbered(400, start=200))
             await one.until(lambda: len({*one.values, *other.values}) >= 600)
             assert other.values
@@ -140,17 +140,12 @@ async def test_two_consumers_of_one_group_share_the_work_and_lose_nothing(broker
 async def test_work_that_began_before_a_rebalance_is_not_committed_after_it(broker: Broker, topic: str) -> None:
     settings = config(broker.bootstrap_servers, topic)
     await publish(broker.bootstrap_servers, topic, numbered(50))
-    source = KafkaSource(settings)
-    batches = source.batches()
-    batch = await anext(batches)
-    assert source._session is not None
+    async with joined(settings) as (session, batch):
+        session.on_partitions_revoked([])  # as aiokafka calls it when a member joins
+        await batch.commit()
+        await session.flush()
 
-    source._session.on_partitions_revoked([])  # as aiokafka calls it when a member joins
-    await batch.commit()
-
-    assert source._session.assignment.offsets_to_commit == {}
-    source.stop()
-    await anext(batches, None)
+        assert session.assignment.offsets_to_commit == {}
     assert await committed(broker.bootstrap_servers, settings) == 0
 
 
@@ -158,20 +153,21 @@ async def test_while_a_batch_waits_the_consumer_stays_in_the_group_and_loses_not
     broker: Broker, topic: str
 ) -> None:
     """It waits longer than the session timeout: without heartbeats the group would reassign the partitions."""
-    before: list[object] = []
+    held = False
 
     async def hold(_: Batch) -> None:
-        if not before:
-            before.append(reader.source._session and reader.source._session.assignment)
+        nonlocal held
+        if not held:
+            held = True
             await publish(broker.bootstrap_servers, topic, numbered(30, start=30))
             for _second in range(8):
                 await reader.source.wait(timedelta(seconds=1))
 
     await publish(broker.bootstrap_servers, topic, numbered(30))
-    async with reading(config(broker.bootstrap_servers, topic), handle=hold) as reader:
-        await reader.count(60)
-        assert reader.source._session is not None
-        assert reader.source._session.assignment is before[0]
+    with capture_logs() as logs:
+        async with reading(config(broker.bootstrap_servers, topic), handle=hold) as reader:
+            await reader.count(60)
+            assert [entry["event"] for entry in logs].count("partitions assigned") == 1
 
     assert sorted(reader.values) == sorted(numbered(60))
 
