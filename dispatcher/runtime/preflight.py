@@ -6,7 +6,7 @@ The checks build the service's parts as the service does, and open no connection
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import packages_distributions
+from importlib.metadata import Distribution, distributions
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
@@ -66,12 +66,21 @@ def removed_channels(settings: Settings, backlog: Mapping[str, Backlog]) -> Iter
 
 def _other_channels() -> Iterator[str]:
     """Yield a problem if another installed package has the import name `channels` too, such as Django Channels."""
-    others = {*packages_distributions().get("channels", ())} - {"flyte-notification-dispatcher"}
+    others = {one.name for one in distributions() if _installs_channels(one)} - {"flyte-notification-dispatcher"}
     if others:
         yield (
             f"the installed package {', '.join(sorted(others))} has the import name `channels` too, so each overwrites "
             "files of the other: install the dispatcher in an environment of its own"
         )
+
+
+def _installs_channels(package: Distribution) -> bool:
+    """True if the package has the import name `channels`.
+
+    Searches the lists of its files. `importlib.metadata.packages_distributions` parses them, which takes ten times longer.
+    """
+    names, files = (package.read_text(name) or "" for name in ("top_level.txt", "RECORD"))
+    return "channels" in names.split() or files.startswith("channels/") or "\nchannels/" in files
 
 
 def _source(settings: Settings) -> None:

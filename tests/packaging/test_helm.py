@@ -13,8 +13,7 @@ import yaml
 
 from dispatcher.parsing.duration import parse_duration
 from tests.support.pages import blocks
-from tests.support.service import COMMAND
-from tests.support.several_commands import run_several
+from tests.support.service import COMMAND, command
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "flyte-notification-dispatcher"
@@ -158,9 +157,9 @@ def test_the_schemas_reject_misspelt_keys(tmp_path: Path) -> None:
 async def test_the_rendered_settings_pass_dispatcher_check(tmp_path: Path) -> None:
     """Checked in folders like the pods', with the files of their volumes and one file for each secret."""
     configs = [str(pods_folder(case, tmp_path / str(number))) for number, case in enumerate(CASES.values())]
-    checked = await run_several([["check", "--config", config] for config in configs])
-    for (name, case), (status, output) in zip(CASES.items(), checked, strict=True):
-        assert status == 0, f"{name}: {output}"
+    for (name, case), config in zip(CASES.items(), configs, strict=True):
+        status, output, error = await command("check", "--config", config)
+        assert status == 0, f"{name}: {output}{error}"
         plans = [yaml.safe_load(one) if isinstance(one, str) else one for one in case.get("launchPlans", {}).values()]
         assert f"rules      ok: {sum(len(plan['notifications']) for plan in plans)} in" in output, name
 

@@ -1,4 +1,4 @@
-"""Runs `dispatcher` commands in processes that are forked from one which has imported the product.
+"""Starts `dispatcher` commands as processes that are forked from one which has imported the product.
 
 The imports take most of a command's time. Each test process has one such process, the fork server of `multiprocessing`. It
 starts with the first command and ends with the test process.
@@ -9,43 +9,56 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.support.every_module", __name__])
 _STARTING = threading.Lock()
 
 
-async def run_forked(arguments: Sequence[str]) -> tuple[int, str, str]:
-    """Run a command in this process's folder and environment.
+class ForkedProcess:
+    """A running command, in the folder and the environment that the test process had. Used like asyncio's `Process`."""
 
-    Returns its exit status, standard output and standard error. Raises TimeoutError after 90 seconds.
-    """
-    await asyncio.to_thread(_start_server)
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
-    with TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("out", "err")]
-        process = _FORKS.Process(target=_run, args=(arguments, {**os.environ}, Path.cwd(), files))
-        process.start()
-        loop.add_reader(process.sentinel, ended.set)
+    def __init__(self, arguments: Sequence[str], out: Path, err: Path) -> None:
+        self._process = _FORKS.Process(target=_run, args=(arguments, {**os.environ}, Path.cwd(), out, err))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status; the negative number of the signal that ended the process; None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until the process has ended, and return its exit status."""
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(self._process.sentinel, ended.set)
         try:
-            async with asyncio.timeout(90):
-                await ended.wait()
-        except BaseException:
-            process.kill()
-            raise
+            await ended.wait()
         finally:
-            loop.remove_reader(process.sentinel)
-            process.join()
-            status = process.exitcode or 0
-            process.close()
-        out, err = (file.read_text() for file in files)
-    return status, out, err
+            loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        assert self.returncode is not None
+        return self.returncode
+
+
+async def fork(arguments: Sequence[str], *, out: Path, err: Path) -> ForkedProcess:
+    """Start a command whose standard output and standard error are appended to these files."""
+    await asyncio.to_thread(_start_server)
+    return ForkedProcess(arguments, out, err)
 
 
 def _start_server() -> None:
@@ -59,16 +72,15 @@ def _started_server() -> None:
     process = _FORKS.Process(target=int)
     process.start()
     process.join()
-    process.close()
 
 
-def _run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, files: Sequence[Path]) -> None:
+def _run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, out: Path, err: Path) -> None:
     from dispatcher.cli import main
 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    for number, file in enumerate(files, start=1):
+    for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = ["dispatcher", *arguments]
     main()

@@ -20,7 +20,7 @@ from dispatcher.model.delivery import Delivery, Outcome, Sent
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import AdmissionControl, Rate, RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
-from tests.support.service import COMMAND
+from tests.support.service import command
 
 MINUTE = timedelta(minutes=1)
 
@@ -88,9 +88,12 @@ def an_event_to_record(name: str) -> Any:
 
 async def run_command(*arguments: str, before: str = "") -> tuple[int, str]:
     """Run one command; return its exit status and output. `before`: code that runs in its process first."""
-    command = [sys.executable, "-c", f"{before}\nfrom dispatcher.cli import main\nmain()"] if before else COMMAND
+    if not before:
+        status, said, error = await command(*arguments)
+        return status, said + error
+    code = f"{before}\nfrom dispatcher.cli import main\nmain()"
     process = await asyncio.create_subprocess_exec(
-        *command, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *(sys.executable, "-c", code, *arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     async with asyncio.timeout(60):
         out, _ = await process.communicate()

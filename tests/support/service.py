@@ -7,16 +7,17 @@ import json
 import signal
 import socket
 import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
 import yaml
 
-from tests.support.forked import run_forked
+from tests.support.forked import ForkedProcess, fork
 
 COMMAND = [sys.executable, "-m", "dispatcher"]
 ROUTING_KEY = "0123456789abcdef0123456789abcdef"
@@ -32,7 +33,7 @@ def free_port() -> int:
 class Replica:
     """One running `dispatcher serve`."""
 
-    def __init__(self, process: Process, log: Path, url: str) -> None:
+    def __init__(self, process: ForkedProcess, log: Path, url: str) -> None:
         self.process = process
         self.url = url
         self._log = log
@@ -49,23 +50,25 @@ class Replica:
             return await self.process.wait()
 
 
-async def start(folder: Path, settings: Mapping[str, Any], *, name: str = "dispatcher") -> Replica:
-    """Start a replica and wait until it is ready. `channels` defaults to one that nobody can be reached by."""
+async def launch(folder: Path, settings: Mapping[str, Any], *, name: str = "dispatcher") -> Replica:
+    """Start a replica, and don't wait for it. `channels` defaults to one that nobody can be reached by."""
     port = free_port()
     file = folder / f"{name}.yaml"
     http = {**settings.get("http", {}), "listen": f"127.0.0.1:{port}"}
     file.write_text(yaml.safe_dump({"channels": {"webhook": {}}, **settings, "http": http}))
     log = folder / f"{name}.log"
-    with log.open("ab") as sink:
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, "serve", "--config", str(file), stdout=sink, stderr=sink
-        )
-    replica = Replica(process, log, f"http://127.0.0.1:{port}")
+    process = await fork(["serve", "--config", str(file)], out=log, err=log)
+    return Replica(process, log, f"http://127.0.0.1:{port}")
+
+
+async def start(folder: Path, settings: Mapping[str, Any], *, name: str = "dispatcher") -> Replica:
+    """Start a replica like `launch`, and wait until it is ready."""
+    replica = await launch(folder, settings, name=name)
     try:
         await _ready(replica)
     except BaseException:
-        process.kill()
-        await process.wait()
+        replica.process.kill()
+        await replica.process.wait()
         raise
     return replica
 
@@ -106,11 +109,24 @@ async def command(
     faster.
     """
     if env is None and cwd is None:
-        return await run_forked(arguments)
+        return await _run_forked(arguments)
     process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=env, cwd=cwd)
     async with asyncio.timeout(90):
         out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
+
+
+async def _run_forked(arguments: Sequence[str]) -> tuple[int, str, str]:
+    with TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        process = await fork(arguments, out=files[0], err=files[1])
+        try:
+            async with asyncio.timeout(90):
+                status = await process.wait()
+        finally:
+            process.kill()
+        out, err = (file.read_text() for file in files)
+        return status, out, err
 
 
 async def ask(config: Path, *arguments: str) -> Any:

@@ -12,13 +12,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-import yaml
 
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.flyte.encode import Format, write
 from tests.support.builders import a_failure
 from tests.support.postgres import Cluster
-from tests.support.service import COMMAND, Replica, free_port, serving
+from tests.support.service import Replica, free_port, launch, serving
 from tests.support.service import ask as listed
 from tests.support.waiting import until
 
@@ -26,21 +25,13 @@ from tests.support.waiting import until
 @asynccontextmanager
 async def starting(folder: Path, settings: dict[str, Any]) -> AsyncIterator[Replica]:
     """A process that was just started and may not be ready."""
-    port = free_port()
-    file = folder / "dispatcher.yaml"
-    http = {"listen": f"127.0.0.1:{port}", "console": True}
-    file.write_text(yaml.safe_dump({"channels": {"webhook": {}}, **settings, "http": http}))
-    log = folder / "dispatcher.log"
-    with log.open("ab") as sink:
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, "serve", "--config", str(file), stdout=sink, stderr=sink
-        )
+    replica = await launch(folder, {**settings, "http": {"console": True}})
     try:
-        yield Replica(process, log, f"http://127.0.0.1:{port}")
+        yield replica
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        if replica.process.returncode is None:
+            replica.process.kill()
+            await replica.process.wait()
 
 
 async def ask(replica: Replica, path: str) -> tuple[int, dict[str, Any]] | None:
