@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, insert, literal, select, update
 
 from dispatcher.ledger.claim import IN_DOUBT
 from dispatcher.ledger.column_types import ForeignText
@@ -25,13 +25,13 @@ def eligible(wanted: Filter, what: Deed, now: datetime) -> Filter:
 
 def change(connection: Connection, wanted: Filter, action: Action) -> int:
     """Do to deliveries what the action says. See `Ledger.change`."""
-    matching = conditions(eligible(wanted, action.what, action.at))
-    if connection.scalar(select(deliveries.c.key).where(*matching).limit(1)) is None:
-        return 0
-    number = insert_action(connection, action, *matching)
+    number = insert_action(connection, action, *conditions(eligible(wanted, action.what, action.at)))
     concerned = select(action_deliveries.c.delivery).where(action_deliveries.c.action == number)
     changed = update(deliveries).where(deliveries.c.key.in_(concerned)).values(_changes(action))
-    return connection.execute(changed).rowcount
+    count = connection.execute(changed).rowcount
+    if not count:  # known only now: a worker may have claimed the last one until its lock was released
+        connection.execute(delete(actions).where(actions.c.id == number))
+    return count
 
 
 def _changes(action: Action) -> dict[str, Any]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+
 import pytest
+from sqlalchemy import text
 
 from dispatcher.ledger import Deed, Filter, Ledger
+from dispatcher.ledger.claim import claim as statements_of_claim
+from dispatcher.ledger.engine import Database
 from dispatcher.model.delivery import Dead, Delivery, DropReason, Retry, State
+from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
 from tests.support.ledger_steps import MINUTE, SENT, an_action, claim, recorded, rejected, settlement
+from tests.support.ledgers import opened_database
+from tests.support.waiting import until
 
 
 async def test_a_redrive_makes_matching_dead_deliveries_due_with_a_new_retry_budget(ledger: Ledger) -> None:
@@ -126,6 +135,49 @@ async def test_waiting_deliveries_are_cancelled_and_retried_now_but_not_those_th
     assert (lost.state, lost.lease, lost.in_doubt) == (State.DROPPED, None, True)
     assert not await ledger.settle(settlement(sending, SENT)), "the worker has lost its lease"
     assert await claim(ledger, now=NOW + 9 * MINUTE) == []
+
+
+async def test_each_delivery_is_either_cancelled_or_claimed_if_both_happen_at_once(ledger: Ledger) -> None:
+    for name in ("e0", "e1", "e2", "e3"):
+        event = an_event(name=name)
+        waiting = [a_delivery(event, to=f"{one}@example.com") for one in range(40)]
+        await ledger.record([recorded(*waiting, event=event)], [], now=NOW)
+        filters = (Filter(execution=name), Filter(keys=[one.key for one in waiting[::-2]]), Filter(channel="email"))
+        async with asyncio.TaskGroup() as group:
+            claims = [group.create_task(claim(ledger, 5, lease=f"worker {worker}")) for worker in range(2)]
+            cancels = [group.create_task(ledger.change(wanted, an_action(Deed.CANCEL))) for wanted in filters]
+            claims += [group.create_task(claim(ledger, 5, lease=f"worker {worker}")) for worker in (2, 3)]
+
+        claimed = [one for some in claims for one in some.result()]
+        stored = [one.delivery for one in await ledger.history.find(Filter(execution=name), limit=99)]
+        dropped = [one.key for one in stored if one.state is State.DROPPED]
+        assert sorted([*(one.key for one in claimed), *dropped]) == sorted(one.key for one in waiting)
+        assert sum(one.result() for one in cancels) == len(dropped) > 0
+        for one in claimed:
+            assert await ledger.settle(settlement(one, SENT)), "its worker still has the lease"
+
+
+async def test_a_cancel_waits_for_a_claim_and_leaves_its_deliveries_alone(postgres_url: str) -> None:
+    async with Ledger(postgres_url) as ledger, opened_database(postgres_url) as database:
+        await ledger.record([recorded(a_delivery())], [], now=NOW)
+        admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
+        async with database.writing() as connection:
+            taking = partial(
+                statements_of_claim, channel="email", limit=9, lease="me", until=NOW + MINUTE, admission=admission
+            )
+            (sending,) = (await connection.run_sync(taking)).deliveries
+            cancel = asyncio.create_task(ledger.change(Filter(), an_action(Deed.CANCEL)))
+            await until(lambda: waiting_for_locks(database))
+        assert await cancel == 0
+        assert await ledger.history.latest_actions(limit=9) == []
+        assert await ledger.settle(settlement(sending, SENT))
+
+
+async def waiting_for_locks(database: Database) -> int:
+    """The number of the database's connections that wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with database.reading() as connection:
+        return await connection.scalar(text(query)) or 0
 
 
 async def test_dismissed_deliveries_are_no_longer_dead_and_keep_their_reason(
