@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 import yaml
 
 from dispatcher.demo.fakes.mail import MailReceiver
@@ -21,8 +21,7 @@ from dispatcher.model.event import Options
 from dispatcher.model.phase import Phase
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.pages import ROOT, words
-from tests.support.service import free_port, serving
-from tests.support.several_commands import run_several
+from tests.support.service import command, free_port, serving
 from tests.support.waiting import until
 
 JANE, TEAM = "jane.doe@example.com", "dev-team@example.com"
@@ -154,17 +153,20 @@ async def settled(session: aiohttp.ClientSession, api: str) -> str:
     return await until(found)
 
 
-async def test_each_question_is_answered_by_its_command_and_its_page(tmp_path: Path) -> None:
+async def test_each_question_is_answered_by_its_command_and_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = list(questions())
     assert len(asked) >= 15
     assert {one.text for one in asked} == ANSWERS.keys()
     async with bad_day(tmp_path) as day:
-        commands = [words(day.here(one.command))[1:] for one in asked]
-        printed, shown = await asyncio.gather(
-            run_several(commands, config=day.config), day.pages([day.here(one.page) for one in asked])
-        )
+        for name, value in (("DISPATCHER_CONFIG", str(day.config)), ("COLUMNS", "200"), ("NO_COLOR", "1")):
+            monkeypatch.setenv(name, value)
+        printed = [await command(*words(day.here(one.command))[1:]) for one in asked]
+        shown = await day.pages([day.here(one.page) for one in asked])
     wrong = []
-    for question, (status, output), page in zip(asked, printed, shown, strict=True):
+    for question, (status, out, err), page in zip(asked, printed, shown, strict=True):
+        output = out + err
         if status != (FOUND_A_PROBLEM if "check" in question.command else 0):
             wrong.append(f"{question.command} ended with status {status}:\n{output}")
         for where, text in ((question.command, output), (question.page, page)):
