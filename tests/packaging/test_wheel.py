@@ -77,12 +77,13 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, python: str, tmp_pa
     environment = tmp_path / "venv"
     # Installed with the pip of this environment, and not compiled: most modules are never imported.
     subprocess.run([python, "-m", "venv", "--without-pip", str(environment)], check=True)
-    target = ("--python", str(environment / "bin" / "python"))
-    pip = [sys.executable, "-m", "pip", *target, "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "--disable-pip-version-check"]
+    install = [*pip, "install", "--quiet", "--no-compile", "--no-deps"]  # `check` below reports what is missing
     if _version(python) >= (3, 14):
-        pip.append("--ignore-requires-python")  # like the Makefile: flyteidl excludes 3.14 but works there
-    subprocess.run([*pip, "--require-hashes", "-r", str(ROOT / "requirements" / "demo.txt")], check=True)
-    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
+        install.append("--ignore-requires-python")  # like the Makefile: flyteidl excludes 3.14 but works there
+    subprocess.run([*install, "--require-hashes", "-r", str(ROOT / "requirements" / "demo.txt")], check=True)
+    subprocess.run([*install, str(wheel)], check=True)
+    subprocess.run([*pip, "check"], check=True)
     dispatcher = str(environment / "bin" / "dispatcher")
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
 
