@@ -10,6 +10,7 @@ import aiohttp
 
 from tests.support.console import serve_console
 from tests.support.service import command, serving
+from tests.support.waiting import until
 
 
 async def test_a_hangup_is_ignored_and_deliveries_of_a_removed_channel_are_named(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ async def test_a_hangup_is_ignored_and_deliveries_of_a_removed_channel_are_named
     settings = {"ledger": {"url": url}, "channels": {"email": email}, "log": "json"}
     named = "1 delivery waits for the channel slack, which is not in the settings: add channels.slack to send them"
     async with serving(tmp_path, settings) as replica, aiohttp.ClientSession() as session:
-        assert named in replica.log
+        await until(lambda: named in replica.log)
         replica.process.send_signal(signal.SIGHUP)
         async with asyncio.timeout(20):
             while "SIGHUP is ignored" not in replica.log:
