@@ -38,7 +38,7 @@ class LaunchPlanForecast:
     known: bool
     """True if FlyteAdmin or a file has rules for the launch plan, or an empty list of rules."""
     hint: str
-    """Similar launch plans, if this one is not known."""
+    """Similar launch plans that have rules, or else all; empty if this one is known, or if none has rules."""
     phases: dict[Phase, Explanation]
 
     def as_data(self) -> dict[str, Any]:
@@ -85,7 +85,8 @@ class DryRun:
             event = Event(execution=execution, phase=phase, occurred_at=self.clock.now(), launch_plan=plan)
             explained[phase] = self._explain(event, answer, {"phase": phase})
             known = known or bool(self.rules().entries_for(event))
-        hint = "" if known else nearest(str(plan), {str(key) for key in self.rules().plans})
+        plans = {str(key) for key in self.rules().plans}
+        hint = nearest(str(plan), plans) if plans and not known else ""
         return LaunchPlanForecast(plan, known, hint, explained)
 
     def _explain(

@@ -139,6 +139,12 @@ def state_text(state: str) -> Text:
     return styled(state, STATE_STYLES.get(state, ""))
 
 
+def number_text(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 delivery` or `2 deliveries`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
 def time_text(time: datetime | None) -> str:
     """Format a UTC time as `2026-11-20 09:14:21`. Returns an empty text for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S") if time is not None else ""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._options import Config
-from dispatcher.cli._output import time_text, write_line
+from dispatcher.cli._options import AsJson, Config
+from dispatcher.cli._output import number_text, time_text, write_json, write_line
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from dispatcher.ledger import Ledger
     from dispatcher.model.replica import Replica
 
+Findings = Sequence[tuple[str, "Finding"]]
+"""What was found, each with the part that it is about: `settings`, `rules`, a channel's name."""
+_FILES = ("settings", "rules", "templates")
+"""The parts whose problems are in files."""
 Live = Annotated[
     bool,
     typer.Option(
@@ -28,57 +32,88 @@ Live = Annotated[
 ]
 
 
-def check(config: Config = None, live: Live = False) -> None:
+def check(config: Config = None, live: Live = False, as_json: AsJson = False) -> None:
     """Validate the settings, rule files and templates. Exit status 1 if there is a problem."""
     import asyncio
 
-    from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
     from dispatcher.errors import InvalidSettings
+
+    try:
+        settings = load(config)
+        findings = _check_files(settings)
+    except InvalidSettings as error:
+        findings = _problems("settings", str(error).splitlines())
+    if not as_json:
+        _write(findings)
+    if live and all(finding.ok for _, finding in findings):
+        of_connections = asyncio.run(_check_connections(settings))
+        findings = [*findings, *of_connections]
+        if not as_json:
+            _write(of_connections)
+    if as_json:
+        data = [{"part": part, "result": _result(finding), "message": finding.message} for part, finding in findings]
+        write_json({"ok": all(finding.ok for _, finding in findings), "findings": data})
+    if problems := [finding for _, finding in findings if not finding.ok]:
+        write_line(f"{number_text(len(problems), 'problem')} found", err=True)
+        raise typer.Exit(1)
+
+
+def _write(findings: Findings) -> None:
+    """Print one line for each finding. Problems of files begin with their place, and go to standard error."""
+    for part, finding in findings:
+        if part in _FILES and not finding.ok:
+            write_line(finding.message, err=True)
+        else:
+            write_line(f"{part:<10} {_result(finding)}{finding.message and ': '}{finding.message}")
+
+
+def _result(finding: Finding) -> str:
+    return "problem" if not finding.ok else "warning" if finding.warning else "ok"
+
+
+def _problems(part: str, messages: Iterable[str]) -> Findings:
+    from channels.contract import Finding
+
+    return [(part, Finding(message, ok=False)) for message in messages]
+
+
+def _check_files(settings: Settings) -> Findings:
+    """Return the problems of the settings; without any, those of rules and templates; else what is configured."""
+    from channels.contract import Finding
+    from channels.registry import CHANNEL_TYPES
     from dispatcher.rules.files import RuleFiles
     from dispatcher.runtime.preflight import NO_FLYTE_ADMIN, NO_START_TIMES, problems_of, unreachable_recipients
     from dispatcher.runtime.wiring import make_planner, make_renderer, open_channels
 
-    try:
-        settings = load(config)
-    except InvalidSettings as error:
-        _stop_with(str(error).splitlines())
-    problems = problems_of(settings)
-    if problems:
-        _stop_with(problems)
+    if problems := problems_of(settings):
+        return _problems("settings", problems)
     rules = RuleFiles(settings.rules.launch_plans)
     rules.load()
     unreachable = unreachable_recipients(make_planner(settings, open_channels(settings)), rules.book)
-    problems = [*map(str, rules.problems), *unreachable, *map(str, make_renderer(settings).check())]
-    if problems:
-        _stop_with(problems)
+    refused = _problems("rules", [*map(str, rules.problems), *unreachable])
+    if problems := [*refused, *_problems("templates", map(str, make_renderer(settings).check()))]:
+        return problems
     http_takes_events = settings.http is not None and settings.http.takes_events
     sources = [name for name, used in (("kafka", settings.kafka is not None), ("http", http_takes_events)) if used]
-    write_line(f"settings   ok: events from {' and '.join(sources)}")
-    write_line(f"channels   ok: {', '.join(settings.channel_sections)}")
-    total = sum(len(plan.rules) for plan in rules.book.plans.values())
+    plans = rules.book.plans.values()
+    total = number_text(sum(len(plan.rules) for plan in plans), "rule")
     admin = settings.rules.flyte_admin
     first = f"; FlyteAdmin at {admin.endpoint} is asked first" if admin is not None else ""
-    write_line(f"rules      ok: {total} in {len(rules.book.plans)} launch plans{first}")
+    findings = [
+        ("settings", Finding(f"events from {' and '.join(sources)}")),
+        ("channels", Finding(", ".join(settings.channel_sections))),
+        ("rules", Finding(f"{total} in {number_text(len(plans), 'launch plan')}{first}")),
+    ]
     if admin is None:
-        write_line(f"rules      warning: {NO_FLYTE_ADMIN}")
+        findings.append(("rules", Finding(NO_FLYTE_ADMIN, warning=True)))
         if any(CHANNEL_TYPES[name].pages for name in settings.channel_sections):
-            write_line(f"channels   warning: {NO_START_TIMES}")
-    write_line("templates  ok")
-    if live and not asyncio.run(_check_connections(settings)):
-        raise typer.Exit(1)
+            findings.append(("channels", Finding(NO_START_TIMES, warning=True)))
+    return [*findings, ("templates", Finding(""))]
 
 
-def _stop_with(problems: Sequence[str]) -> NoReturn:
-    """Print the problems and their number on standard error, and exit with status 1."""
-    for problem in problems:
-        write_line(problem, err=True)
-    write_line("1 problem found" if len(problems) == 1 else f"{len(problems)} problems found", err=True)
-    raise typer.Exit(1)
-
-
-async def _check_connections(settings: Settings) -> bool:
-    """Check all connections concurrently, and print one line for each finding. Returns True if every finding is ok."""
+async def _check_connections(settings: Settings) -> Findings:
+    """Check all connections concurrently, and return what was found of each."""
     import asyncio
 
     from dispatcher.observability import logs
@@ -93,15 +128,7 @@ async def _check_connections(settings: Settings) -> bool:
             "admin": group.create_task(_check_flyte_admin(settings)),
             **{name: group.create_task(_check_channel(channel)) for name, channel in channels.items()},
         }
-    problems = 0
-    for name, check in checks.items():
-        for finding in check.result():
-            result = "problem" if not finding.ok else "warning" if finding.warning else "ok"
-            write_line(f"{name:<10} {result}: {finding.message}")
-            problems += not finding.ok
-    if problems:
-        write_line("1 problem found" if problems == 1 else f"{problems} problems found", err=True)
-    return not problems
+    return [(name, finding) for name, check in checks.items() for finding in check.result()]
 
 
 async def _check_kafka(settings: Settings) -> Sequence[Finding]:

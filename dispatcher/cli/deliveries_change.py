@@ -13,7 +13,7 @@ from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import By, Reason, Yes, asks, confirm, operations, operator
 from dispatcher.cli._options import AsJson, Config, parse_since
-from dispatcher.cli._output import log_warnings_only, waits_text, write_json, write_line
+from dispatcher.cli._output import log_warnings_only, number_text, waits_text, write_json, write_line
 
 if TYPE_CHECKING:
     from dispatcher.ledger import Deed, Filter, Ledger, StoredDelivery
@@ -173,7 +173,7 @@ def purge(
         if dry_run:
             _write_purged(number, "would be deleted", as_json=as_json)
             return
-        confirm(f"Delete {_entries(number)} for good?")
+        confirm(f"Delete {number_text(number, 'entry')} for good?")
     number = with_ledger(config, lambda ledger: operations(ledger).purge(before, who))
     _write_purged(number, "deleted", as_json=as_json)
 
@@ -182,8 +182,4 @@ def _write_purged(number: int, what: str, *, as_json: bool) -> None:
     if as_json:
         write_json({"entries": number})
     else:
-        write_line(f"{_entries(number)} {what}")
-
-
-def _entries(number: int) -> str:
-    return "1 entry" if number == 1 else f"{number} entries"
+        write_line(f"{number_text(number, 'entry')} {what}")

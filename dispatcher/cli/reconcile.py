@@ -9,7 +9,7 @@ import typer
 
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, parse_since
-from dispatcher.cli._output import log_warnings_only, time_text, write_json, write_line
+from dispatcher.cli._output import log_warnings_only, number_text, time_text, write_json, write_line
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -59,8 +59,9 @@ def reconcile(
         write_line(f"checked only from {time_text(start)} UTC on: the ledger has no older events", err=True)
     for event in lost:
         write_line(f"{time_text(event.occurred_at)}  {event.key}")
-    executions = "1 execution" if len(lost) == 1 else f"{len(lost)} executions"
-    write_line(f"{executions} finished without an event{'' if dry_run or not lost else ', recorded now'}")
+    write_line(
+        f"{number_text(len(lost), 'execution')} finished without an event{'' if dry_run or not lost else ', recorded now'}"
+    )
 
 
 async def _reconcile(

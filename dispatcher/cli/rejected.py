@@ -12,6 +12,7 @@ from dispatcher.cli._operations import By, Reason, Yes, asks, confirm, operation
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
 from dispatcher.cli._output import (
     log_warnings_only,
+    number_text,
     time_text,
     when_text,
     write_details,
@@ -166,12 +167,12 @@ def dismiss(
             write_line(f"{one.id[:8]}  {one.reason}")
         return
     if asks(yes=yes):
-        confirm(f"Dismiss {len(found)} rejected {'message' if len(found) == 1 else 'messages'}?")
+        confirm(f"Dismiss {number_text(len(found), 'rejected message')}?")
     number = with_ledger(config, lambda ledger: operations(ledger).dismiss_rejected([*found], who)) if found else 0
     if as_json:
         write_json({"messages": number})
         return
-    write_line("1 message dismissed" if number == 1 else f"{number} messages dismissed")
+    write_line(f"{number_text(number, 'message')} dismissed")
 
 
 def _undecided(entry: Rejected, *, named: bool = False) -> bool:

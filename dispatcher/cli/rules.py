@@ -111,9 +111,13 @@ def who(
         raise typer.BadParameter(str(error)) from None
     log_warnings_only()
     forecast = dry_run(load(config), lambda run: run.of_launch_plan(plan, question.phases))
-    write_json(forecast.as_data()) if as_json else _print(forecast)
+    if as_json:
+        write_json(forecast.as_data())
+    elif forecast.known:
+        _print(forecast)
     if not forecast.known:
-        write_line(f"dispatcher: there are no rules for launch plan {forecast.plan}; {forecast.hint}", err=True)
+        hint = forecast.hint and f"; {forecast.hint}"
+        write_line(f"dispatcher: there are no rules for launch plan {forecast.plan}{hint}", err=True)
         raise typer.Exit(1)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 from random import Random
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dispatcher.parsing.duration import Duration
 
@@ -29,6 +30,12 @@ class RetryPolicy(BaseModel):
     """Maximum back-off."""
     deadline: Duration = timedelta(hours=24)
     """Maximum time for all attempts of a delivery. After this time, the delivery is dead."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.initial > self.ceiling:
+            raise ValueError("initial is longer than ceiling, the maximum back-off: lower initial, or raise ceiling")
+        return self
 
     def bound(self, attempt: int) -> timedelta:
         """Return the upper bound of the delay after this attempt. Attempts are counted from 1."""

@@ -57,7 +57,7 @@ async def test_version_and_help_are_printed() -> None:
 async def test_check_accepts_a_valid_configuration(tmp_path: Path) -> None:
     status, out, err = await command("check", "--config", settings_file(tmp_path))
     assert (status, err) == (0, "")
-    assert "rules      ok: 4 in 1 launch plans" in out
+    assert "rules      ok: 4 rules in 1 launch plan" in out
     assert "hidden" not in out
 
 

@@ -108,6 +108,7 @@ def found(folder: Path, text: str) -> list[str]:
         (MAIL % "ca_file: pem", "channels.email.ca_file: pem has no certificate that can be read: PEM is expected"),
         (MAIL % "cert_file: pem", "channels.email: cert_file and key_file are not a certificate and its key"),
         (MAIL % "retry: {initial: 0s}", "channels.email.retry.initial: must be greater than 0 seconds"),
+        (MAIL % "retry: {initial: 20m}", "channels.email.retry: initial is longer than ceiling, the maximum back-off"),
         (
             MAIL % "retry: {deadline: 9999999999d}",
             "channels.email.retry.deadline: '9999999999d' is too long: 36500d is the",

@@ -183,7 +183,9 @@ class LaunchPlanForecast(_Response):
 
     launch_plan: LaunchPlan
     known: Annotated[bool, Field(description="False if neither FlyteAdmin nor a file has rules for the launch plan.")]
-    hint: Annotated[str, Field(description="Similar launch plans, if this one is not known.")]
+    hint: Annotated[
+        str, Field(description="Similar launch plans that have rules, or else all, if this one is not known.")
+    ]
     phases: Sequence[PhaseForecast]
 
 
