@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dispatcher.cli._filters import PHASES
+from dispatcher.cli._input import event_in
 from dispatcher.cli._open_ledger import open_ledger
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event, ExecutionId
+    from dispatcher.model.phase import Phase
 
 EventFile = Annotated[
     Path | None,
     typer.Option(
-        "--event", help="Use the event in this file, not a sample.", exists=True, dir_okay=False, show_default=False
+        "--event",
+        help="Use the event in this file, not a sample; - is standard input.",
+        exists=True,
+        dir_okay=False,
+        allow_dash=True,
+        show_default=False,
     ),
 ]
 OfExecution = Annotated[
@@ -29,21 +37,36 @@ OfExecution = Annotated[
     ),
 ]
 SamplePhase = Annotated[
-    str, typer.Option("--phase", help="The sample execution's phase: SUCCEEDED, FAILED, ABORTED or TIMED_OUT.")
+    str | None,
+    typer.Option(
+        "--phase",
+        help="The sample execution's phase.",
+        metavar=f"[{PHASES}]",
+        show_default="FAILED; SUCCEEDED with --resolved",
+    ),
 ]
-_NOT_TERMINAL = "{} is not a terminal phase: use SUCCEEDED, FAILED, ABORTED or TIMED_OUT"
+Resolved = Annotated[
+    bool,
+    typer.Option("--resolved", help="Make the resolved notice that a success sends, as if after three failures."),
+]
 
 
 def chosen_event(
-    settings: Settings, file: Path | None, execution: str, phase: str, *, finished: datetime | None = None
+    settings: Settings,
+    file: Path | None,
+    execution: str,
+    phase: str | None,
+    *,
+    resolved: bool,
+    finished: datetime | None = None,
 ) -> Event:
     """Return the event of a finished execution, the event in a file, or else the sample event of a phase.
 
-    `finished`: when the sample execution finished; None for a fixed time.
+    `resolved`: the event must be a success, because the message is a resolved notice. `finished`: when the sample
+    execution finished; None for a fixed time.
 
     Raises typer.BadParameter if there is no such event, or if its phase is not terminal.
     """
-    from dispatcher.flyte.event_files import read_event_file
     from dispatcher.model.event import ExecutionId
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.samples import sample_event
@@ -51,24 +74,29 @@ def chosen_event(
     if execution and file is not None:
         raise typer.BadParameter("give --event or --execution, not both")
     try:
-        wanted = Phase.parse(phase)
+        wanted = Phase.parse(phase or (Phase.SUCCEEDED if resolved else Phase.FAILED))
         identity = ExecutionId.parse(execution) if execution else None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if identity is not None:
-        return require_terminal(_of_execution(settings, identity))
-    if file is not None:
-        return require_terminal(read_event_file(file))
-    if not wanted.terminal:
-        raise typer.BadParameter(_NOT_TERMINAL.format(wanted))
-    return sample_event(wanted, finished=finished)
-
-
-def require_terminal(event: Event) -> Event:
-    """Return the event. Raises BadParameter if its phase is not terminal."""
-    if not event.phase.terminal:
-        raise typer.BadParameter(_NOT_TERMINAL.format(event.phase))
+        event = _of_execution(settings, identity)
+    elif file is not None:
+        event = event_in(file)
+    else:
+        require_phase(wanted, resolved=resolved)
+        return sample_event(wanted, finished=finished)
+    require_phase(event.phase, resolved=resolved)
     return event
+
+
+def require_phase(phase: Phase, *, resolved: bool) -> None:
+    """Raise BadParameter if the phase is not terminal, or if a resolved notice is wanted and it is no success."""
+    from dispatcher.model.phase import Phase
+
+    if not phase.terminal:
+        raise typer.BadParameter(f"{phase} is not a terminal phase: use {PHASES.replace('|', ', ')}")
+    if resolved and phase is not Phase.SUCCEEDED:
+        raise typer.BadParameter(f"--resolved needs a success, and this phase is {phase}")
 
 
 def _of_execution(settings: Settings, identity: ExecutionId) -> Event:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dispatcher.cli._attempts import attempts_text
+from dispatcher.cli._input import STDIN, event_in
 from dispatcher.cli._open_ledger import open_ledger
 from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config
@@ -43,7 +44,7 @@ def explain(
         str | None,
         typer.Argument(
             metavar="EXECUTION",
-            help="project/domain/name of an execution in the ledger, or a file with an event.",
+            help="project/domain/name of an execution in the ledger, or a file with an event; - is standard input.",
             show_default=False,
         ),
     ] = None,
@@ -53,6 +54,7 @@ def explain(
             help="Explain the event in this file: a dry run with the current rules, without the ledger.",
             exists=True,
             dir_okay=False,
+            allow_dash=True,
             show_default=False,
         ),
     ] = None,
@@ -84,7 +86,7 @@ def explain(
 
 def _is_file(path: Path) -> bool:
     try:
-        return path.is_file()
+        return path == STDIN or (path.exists() and not path.is_dir())  # a pipe too, as the shell's <(…)
     except OSError:  # the text cannot be a file name, for example because it is too long
         return False
 
@@ -112,13 +114,8 @@ def _dry_run(settings: Settings, file: Path) -> Explanation:
     Raises FlyteAdminUnavailable if FlyteAdmin is configured and does not answer.
     """
     from dispatcher.cli._dry_run import dry_run
-    from dispatcher.errors import Unreadable
-    from dispatcher.flyte.event_files import read_event_file
 
-    try:
-        event = read_event_file(file)
-    except (OSError, Unreadable) as problem:
-        raise typer.BadParameter(f"{file}: {getattr(problem, 'strerror', None) or problem}") from None
+    event = event_in(file)
     return dry_run(settings, lambda run: run.of_event(event))
 
 

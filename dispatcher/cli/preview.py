@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._events import EventFile, OfExecution, SamplePhase, chosen_event, require_terminal
+from dispatcher.cli._events import EventFile, OfExecution, Resolved, SamplePhase, chosen_event, require_phase
+from dispatcher.cli._filters import CHANNELS
 from dispatcher.cli._options import Config
 from dispatcher.cli._output import write_json_text, write_line, write_rendered, write_text
 
 if TYPE_CHECKING:
-    from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
     from dispatcher.workbench.sample import Sample, SampleRenderer
 
@@ -29,11 +30,36 @@ class Form(StrEnum):
     EML = "eml"
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The messages to render."""
+
+    channels: Sequence[str]
+    events: Sequence[Event]
+    recipient: str
+    resolved: bool
+    """True for the resolved notices that the events, successes, cause."""
+
+    def messages(self) -> Iterator[tuple[str, str, Event]]:
+        """Yield the name of each message, such as `failed.slack`, with its channel and event."""
+        for event in self.events:
+            for channel in self.channels:
+                yield f"{'resolved' if self.resolved else event.phase.lower()}.{channel}", channel, event
+
+    def sample(self, renderer: SampleRenderer, channel: str, event: Event) -> Sample:
+        """Render one message. Raises what `SampleRenderer.render` raises."""
+        from dispatcher.workbench.sample import sample_outage
+
+        outage = sample_outage(event) if self.resolved else None
+        return renderer.render(channel, event, self.recipient, outage)
+
+
 def preview(
     channel: Annotated[
-        str | None, typer.Option(help="The channel: email, slack, pagerduty, teams, webhook …", show_default=False)
+        str | None, typer.Option(help="The channel.", metavar=f"[{CHANNELS}]", show_default=False)
     ] = None,
-    phase: SamplePhase = "FAILED",
+    phase: SamplePhase = None,
+    resolved: Resolved = False,
     event: EventFile = None,
     execution: OfExecution = "",
     changes: Annotated[
@@ -68,47 +94,42 @@ def preview(
     config: Config = None,
 ) -> None:
     """Render messages without sending them. Exit status 1 if a provider would refuse one of the messages."""
-    from channels.contract import UnknownRecipient
     from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
+    from dispatcher.model.phase import TERMINAL
     from dispatcher.parsing.nearest import no_such
+    from dispatcher.rendering.samples import sample_event
     from dispatcher.workbench.sample import SampleRenderer, with_changes
 
     if channel is not None and channel not in CHANNEL_TYPES:
         raise typer.BadParameter(no_such("channel", channel, CHANNEL_TYPES))
+    if serve and resolved:
+        raise typer.BadParameter("--resolved is a phase to choose on the page of --serve: leave it out")
+    if channel is None and not (every or serve):
+        raise typer.BadParameter(f"give --channel {', '.join(CHANNEL_TYPES)}, or --all")
     settings = load(config)
+    if every and event is None and not execution and not resolved:
+        chosen = [sample_event(one) for one in sorted(TERMINAL)]
+    else:
+        chosen = [chosen_event(settings, event, execution, phase, resolved=resolved)]
+    events = [with_changes(one, changes or ()) for one in chosen]
+    for one in events:
+        require_phase(one.phase, resolved=resolved)
     if serve:
         from dispatcher.workbench.server import run
 
-        (given,) = _events(settings, event, execution, phase, every=False)
-        run(
-            settings,
-            with_changes(given, changes or ()),
-            port,
-            lambda url: write_line(f"edit templates at {url} (Ctrl+C stops the server)"),
-        )
+        run(settings, events[0], port, lambda url: write_line(f"edit templates at {url} (Ctrl+C stops the server)"))
         return
-    if channel is None and not every:
-        raise typer.BadParameter(f"give --channel {', '.join(CHANNEL_TYPES)}, or --all")
     renderer = SampleRenderer(settings)
-    events = [
-        require_terminal(with_changes(one, changes or ()))
-        for one in _events(settings, event, execution, phase, every=every)
-    ]
-    channels = [channel] if channel is not None else renderer.channels
+    wanted = _Wanted([channel] if channel is not None else renderer.channels, events, recipient, resolved)
     if diff is not None:
-        _show_difference(renderer, SampleRenderer(settings, [diff]), channels, events, recipient)
+        _show_difference(renderer, SampleRenderer(settings, [diff]), wanted)
     elif every:
         if output is None:
             raise typer.BadParameter("--all wants --output FOLDER")
-        _exit_with(_write_all(renderer, channels, events, recipient, output))
+        _exit_with(_write_all(renderer, wanted, output))
     else:
-        try:
-            sample = renderer.render(channels[0], events[0], recipient)
-        except UnknownRecipient as error:
-            raise typer.BadParameter(f"{recipient}: {error.reason}") from None
-        _show(sample, form, output)
-        _exit_with(f"{sample.channel} would refuse this: {problem}" for problem in sample.problems)
+        _show(renderer, wanted, form, output)
 
 
 def _exit_with(problems: Iterator[str]) -> None:
@@ -121,16 +142,20 @@ def _exit_with(problems: Iterator[str]) -> None:
         raise typer.Exit(status)
 
 
-def _events(settings: Settings, file: Path | None, execution: str, phase: str, *, every: bool) -> list[Event]:
-    from dispatcher.model.phase import TERMINAL
-    from dispatcher.rendering.samples import sample_event
+def _show(renderer: SampleRenderer, wanted: _Wanted, form: Form, output: Path | None) -> None:
+    """Print or write the one message that is wanted. Exit with status 1 if its provider would refuse it."""
+    from channels.contract import UnknownRecipient
 
-    if every and file is None and not execution:
-        return [sample_event(one) for one in sorted(TERMINAL)]
-    return [chosen_event(settings, file, execution, phase)]
+    ((_, channel, event),) = wanted.messages()
+    try:
+        sample = wanted.sample(renderer, channel, event)
+    except UnknownRecipient as error:
+        raise typer.BadParameter(f"{wanted.recipient}: {error.reason}") from None
+    _write(sample, form, output)
+    _exit_with(f"{sample.channel} would refuse this: {problem}" for problem in sample.problems)
 
 
-def _show(sample: Sample, form: Form, output: Path | None) -> None:
+def _write(sample: Sample, form: Form, output: Path | None) -> None:
     if form is Form.TERMINAL and output is None:
         from dispatcher.preview.terminal import to_panel
 
@@ -159,44 +184,36 @@ def _formatted(sample: Sample, form: Form) -> bytes:
             return sample.wire
 
 
-def _write_all(
-    renderer: SampleRenderer, channels: list[str], events: list[Event], recipient: str, folder: Path
-) -> Iterator[str]:
+def _write_all(renderer: SampleRenderer, wanted: _Wanted, folder: Path) -> Iterator[str]:
     """Write every message in every format, and an index page. Yields why a provider would refuse a message."""
     from dispatcher.preview.html import index
     from dispatcher.rendering.compiled import TemplateError
 
     folder.mkdir(parents=True, exist_ok=True)
     entries: list[tuple[str, list[str], list[str]]] = []
-    for event in events:
-        for channel in channels:
-            name = f"{event.phase.lower()}.{channel}"
-            try:
-                sample = renderer.render(channel, event, recipient)
-            except TemplateError as error:
-                entries.append((name, [], [str(error)]))
-                yield f"{name}: {error}"
-                continue
-            files, problems = sample.files, sample.problems
-            for suffix, content in files.items():
-                (folder / f"{name}.{suffix}").write_bytes(content)
-            entries.append((name, [f"{name}.{suffix}" for suffix in files], problems))
-            yield from (f"{name}: {channel} would refuse this: {problem}" for problem in problems)
+    for name, channel, event in wanted.messages():
+        try:
+            sample = wanted.sample(renderer, channel, event)
+        except TemplateError as error:
+            entries.append((name, [], [str(error)]))
+            yield f"{name}: {error}"
+            continue
+        files, problems = sample.files, sample.problems
+        for suffix, content in files.items():
+            (folder / f"{name}.{suffix}").write_bytes(content)
+        entries.append((name, [f"{name}.{suffix}" for suffix in files], problems))
+        yield from (f"{name}: {channel} would refuse this: {problem}" for problem in problems)
     (folder / "index.html").write_text(index(entries), encoding="utf-8")
     write_line(f"written to {folder}: start with index.html", err=True)
 
 
-def _show_difference(
-    current: SampleRenderer, changed: SampleRenderer, channels: list[str], events: list[Event], recipient: str
-) -> None:
+def _show_difference(current: SampleRenderer, changed: SampleRenderer, wanted: _Wanted) -> None:
     from dispatcher.workbench.sample import difference
 
     differences, refusals = [], []
-    for event in events:
-        for channel in channels:
-            after = changed.render(channel, event, recipient)
-            name = f"{event.phase.lower()}.{channel}"
-            differences.append(difference(current.render(channel, event, recipient), after, name))
-            refusals += [f"{name}: {channel} would refuse this: {problem}" for problem in after.problems]
+    for name, channel, event in wanted.messages():
+        after = wanted.sample(changed, channel, event)
+        differences.append(difference(wanted.sample(current, channel, event), after, name))
+        refusals += [f"{name}: {channel} would refuse this: {problem}" for problem in after.problems]
     write_text("".join(differences) or "nothing would change\n")
     _exit_with(iter(refusals))

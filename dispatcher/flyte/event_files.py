@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -20,10 +20,13 @@ from dispatcher.parsing.yaml import MAX_BYTES, Malformed, parse, read_text
 _TYPE_BY_FIELD = {"event": payloads.V1, "rawEvent": payloads.V2, "raw_event": payloads.V2, "execution": NATIVE}
 
 
-def read_event_file(path: Path) -> Event:
-    """Read a file that contains one event. Raises Unreadable if the content is not an event, or OSError."""
+def read_event(file: Path | BinaryIO) -> Event:
+    """Read a file that contains one event. `file`: its path, or the file itself, open.
+
+    Raises Unreadable if the content is not an event, or OSError.
+    """
     try:
-        text = read_text(path)
+        text = read_text(file)
     except Malformed as error:
         raise Unreadable(str(error)) from None
     headers, value = _as_message(_load(text))
@@ -33,20 +36,22 @@ def read_event_file(path: Path) -> Event:
     return event
 
 
-def read_messages(path: Path) -> Iterator[tuple[Headers, bytes]]:
-    """Yield the message on each line of a JSON Lines file. Raises Unreadable with the number of an invalid line."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(MAX_BYTES + 1), b""), start=1):
-            if not line.strip():
-                continue
-            try:
-                if len(line) > MAX_BYTES:
-                    raise Unreadable(f"longer than {MAX_BYTES // 2**20} MiB")
-                yield _as_message(_load(line.decode("utf-8-sig")))
-            except UnicodeDecodeError:
-                raise Unreadable(f"line {number}: not UTF-8") from None
-            except Unreadable as error:
-                raise Unreadable(f"line {number}: {error}") from None
+def read_messages(file: BinaryIO) -> Iterator[tuple[Headers, bytes]]:
+    """Yield the message on each line of an open file of JSON Lines.
+
+    Raises Unreadable with the number of an invalid line.
+    """
+    for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), start=1):
+        if not line.strip():
+            continue
+        try:
+            if len(line) > MAX_BYTES:
+                raise Unreadable(f"longer than {MAX_BYTES // 2**20} MiB")
+            yield _as_message(_load(line.decode("utf-8-sig")))
+        except UnicodeDecodeError:
+            raise Unreadable(f"line {number}: not UTF-8") from None
+        except Unreadable as error:
+            raise Unreadable(f"line {number}: {error}") from None
 
 
 def _load(text: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import yaml
@@ -45,13 +45,15 @@ class Problem:
         return f"{file}:{self.line}: {self.message}" if self.line else f"{file}: {self.message}"
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file without its byte order mark.
+def read_text(file: Path | BinaryIO) -> str:
+    """Return the text of a UTF-8 file without its byte order mark. `file`: its path, or the file itself, open.
 
     Raises Malformed if the file is larger than `MAX_BYTES` or not UTF-8, and OSError if it can't be read.
     """
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return read_text(opened)
+    content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise Malformed(f"larger than {MAX_BYTES // 2**20} MiB: split the file", 0)
     return decoded(content)

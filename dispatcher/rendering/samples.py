@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from dispatcher.flyte.event_files import read_event_file
+from dispatcher.flyte.event_files import read_event
 from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.rendering.folders import built_in_folder
@@ -13,7 +13,7 @@ from dispatcher.rendering.folders import built_in_folder
 
 def sample_event(phase: Phase, *, finished: datetime | None = None) -> Event:
     """Return a realistic event of a terminal phase. `finished`: when its execution finished; None for a fixed time."""
-    event = read_event_file(built_in_folder() / "samples" / f"{phase.lower()}.json")
+    event = read_event(built_in_folder() / "samples" / f"{phase.lower()}.json")
     if finished is None or event.started_at is None:
         return event
     started = finished - (event.occurred_at - event.started_at)

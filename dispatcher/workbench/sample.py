@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import unified_diff
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.preview.html import headline, page, plain_text
 from dispatcher.rendering.variables import Variable, variables
 from dispatcher.runtime.wiring import make_renderer
+
+_OUTAGE = timedelta(hours=5)
+"""How long before its success the first failure of a sample resolved notice finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,11 @@ class SampleRenderer:
             created_at=event.occurred_at,
         )
         return Sample(channel, kind, content, opened.wire_preview(message).body)
+
+
+def sample_outage(success: Event) -> Outage:
+    """Return what a sample resolved notice resolves: three failures in the five hours before the success."""
+    return Outage(3, success.occurred_at - _OUTAGE)
 
 
 def with_changes(event: Event, changes: Sequence[str]) -> Event:

@@ -12,7 +12,6 @@ import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +40,9 @@ from dispatcher.rendering.samples import sample_event
 from dispatcher.runtime.wiring import opened_send_test
 from dispatcher.web.auth.access import is_foreign
 from dispatcher.web.server import serving
-from dispatcher.workbench.sample import Sample, SampleRenderer
+from dispatcher.workbench.sample import Sample, SampleRenderer, sample_outage
 
 HOST = "127.0.0.1"
-SAMPLE_OUTAGE = timedelta(hours=5)
-"""How long before its success the first failure of a sample resolved notice finished."""
 _PAGES = Path(__file__).parent / "pages"
 _TYPES = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 _POLICY = (
@@ -70,7 +67,7 @@ class _Wanted(BaseModel):
 
     @property
     def outage(self) -> Outage | None:
-        return Outage(3, self.event.occurred_at - SAMPLE_OUTAGE) if self.resolved else None
+        return sample_outage(self.event) if self.resolved else None
 
 
 async def _wanted(request: Request) -> _Wanted:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dispatcher.errors import Unreadable
 from dispatcher.flyte.decode import NATIVE, decode, is_other_type, type_label
 from dispatcher.flyte.encode import Format, write, write_lifecycle
-from dispatcher.flyte.event_files import read_event_file, read_messages
+from dispatcher.flyte.event_files import read_event, read_messages
 from dispatcher.model.event import Event, ExecutionError, Options
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.cloudevents import decode_http_attribute
@@ -382,14 +382,14 @@ def test_a_lifecycle_ends_in_the_given_phase_and_has_one_terminal_event(form: Fo
 
 @pytest.mark.parametrize("name", WORKFLOW_SAMPLES)
 def test_an_event_file_may_be_a_recorded_message(name: str) -> None:
-    assert read_event_file(samples.FOLDER / f"{name}.json") == decode(*samples.sample(name))
+    assert read_event(samples.FOLDER / f"{name}.json") == decode(*samples.sample(name))
 
 
 def test_messages_in_a_file_are_read_by_line_and_an_invalid_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(NATIVE_DATA) + "\n\n" + "{oops}\n")
-    messages = read_messages(file)
-
-    assert decode(*next(messages)) is not None
-    with pytest.raises(Unreadable, match="line 3: broken JSON"):
-        next(messages)
+    with file.open("rb") as lines:
+        messages = read_messages(lines)
+        assert decode(*next(messages)) is not None
+        with pytest.raises(Unreadable, match="line 3: broken JSON"):
+            next(messages)
