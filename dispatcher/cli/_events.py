@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._filters import PHASES
+from dispatcher.cli._choices import PHASES
 from dispatcher.cli._input import event_in
 from dispatcher.cli._open_ledger import open_ledger
 
@@ -22,9 +22,7 @@ EventFile = Annotated[
     typer.Option(
         "--event",
         help="Use the event in this file, not a sample; - is standard input.",
-        exists=True,
         dir_okay=False,
-        allow_dash=True,
         show_default=False,
     ),
 ]
@@ -41,7 +39,7 @@ SamplePhase = Annotated[
     typer.Option(
         "--phase",
         help="The sample execution's phase.",
-        metavar=f"[{PHASES}]",
+        metavar=PHASES,
         show_default="FAILED; SUCCEEDED with --resolved",
     ),
 ]
@@ -94,7 +92,7 @@ def require_phase(phase: Phase, *, resolved: bool) -> None:
     from dispatcher.model.phase import Phase
 
     if not phase.terminal:
-        raise typer.BadParameter(f"{phase} is not a terminal phase: use {PHASES.replace('|', ', ')}")
+        raise typer.BadParameter(f"{phase} is not a terminal phase: choose one of {PHASES}")
     if resolved and phase is not Phase.SUCCEEDED:
         raise typer.BadParameter(f"--resolved needs a success, and this phase is {phase}")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     from dispatcher.model.event import Event
 
 STDIN = Path("-")
+MAX_NAMED = 500
+"""Maximum number of keys or ids that one command takes."""
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[BinaryIO]:
-    """Open a file to read its bytes. Raises OSError."""
+def opened(file: Path) -> AbstractContextManager[BinaryIO]:
+    """Open a file to read its bytes. Raises BadParameter, which names the file, if it can't be opened."""
     if file == STDIN:
-        yield sys.stdin.buffer
-        return
-    with file.open("rb") as content:
-        yield content
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: can't be read: {error.strerror}") from None
 
 
 def name_of(file: Path) -> str:
@@ -39,21 +41,22 @@ def event_in(file: Path) -> Event:
     try:
         with opened(file) as content:
             return read_event(content)
-    except (OSError, Unreadable) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise typer.BadParameter(f"{name_of(file)}: {reason}") from None
+    except Unreadable as problem:
+        raise typer.BadParameter(f"{name_of(file)}: {problem}") from None
 
 
 def named(arguments: Sequence[str] | None) -> list[str]:
     """Return the keys or ids that the user gives, with the lines of standard input in place of `-`.
 
-    Raises BadParameter if standard input has none, because a command without keys may mean all deliveries.
+    Raises BadParameter if they are too many, or if standard input has none: without keys, a command may mean all.
     """
     given = [*(arguments or ())]
-    if "-" not in given:
-        return given
-    lines = [line.strip() for line in sys.stdin if line.strip()]
-    if not lines:
-        raise typer.BadParameter("standard input names nothing: give one on each line")
-    at = given.index("-")
-    return [*given[:at], *lines, *given[at + 1 :]]
+    if "-" in given:
+        lines = [line.strip() for line in sys.stdin if line.strip()]
+        if not lines:
+            raise typer.BadParameter("standard input names nothing: write one on each line")
+        at = given.index("-")
+        given[at : at + 1] = lines
+    if len(given) > MAX_NAMED:
+        raise typer.BadParameter(f"at most {MAX_NAMED} at a time: use filters, or split the list, as xargs -n does")
+    return given

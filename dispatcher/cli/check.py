@@ -91,9 +91,10 @@ def _check_files(settings: Settings) -> Findings:
     rules = RuleFiles(settings.rules.launch_plans)
     rules.load()
     unreachable = unreachable_recipients(make_planner(settings, open_channels(settings)), rules.book)
-    refused = _problems("rules", [*map(str, rules.problems), *unreachable])
-    if problems := [*refused, *_problems("templates", map(str, make_renderer(settings).check()))]:
-        return problems
+    of_rules = _problems("rules", [*map(str, rules.problems), *unreachable])
+    of_templates = _problems("templates", map(str, make_renderer(settings).check()))
+    if of_rules or of_templates:
+        return [*of_rules, *of_templates]
     http_takes_events = settings.http is not None and settings.http.takes_events
     sources = [name for name, used in (("kafka", settings.kafka is not None), ("http", http_takes_events)) if used]
     plans = rules.book.plans.values()

@@ -10,6 +10,7 @@ import typer
 
 from dispatcher.cli._deliveries import write_deliveries
 from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters
+from dispatcher.cli._input import named
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import By, Reason, Yes, asks, confirm, operations, operator
 from dispatcher.cli._options import AsJson, Config, parse_since
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 LISTED = 10_000
 """A dry run lists at most this many deliveries."""
 Keys = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY", help="Keys of deliveries, or the first digits of them.")
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY", help="Keys of deliveries, or the first digits; - reads them from standard input."
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="All that match the filters, or simply all if there is no filter.")]
 
@@ -98,7 +102,7 @@ def _command(verb: _Verb) -> Callable[..., None]:
             raise typer.BadParameter("give the keys of deliveries, filters, or --all")
         log_warnings_only()
         what, who = Deed(verb.name.replace("-", "_")), operator(by, reason)
-        wanted = replace(filters.wanted(), keys=tuple(keys or ()))
+        wanted = replace(filters.wanted(), keys=tuple(named(keys)))
         if dry_run:
             _write_found(with_ledger(config, lambda ledger: _find(ledger, what, wanted)), verb, as_json=as_json)
             return

@@ -52,9 +52,7 @@ def explain(
         Path | None,
         typer.Option(
             help="Explain the event in this file: a dry run with the current rules, without the ledger.",
-            exists=True,
             dir_okay=False,
-            allow_dash=True,
             show_default=False,
         ),
     ] = None,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli._output import write_line, write_text
+from dispatcher.cli._input import STDIN, name_of, opened
+from dispatcher.cli._options import AsJson
+from dispatcher.cli._output import write_json, write_line, write_text
 
 if TYPE_CHECKING:
     from dispatcher.config.import_flyteadmin import ImportedConfig
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 
 def import_flyteadmin(
     file: Annotated[
-        Path, typer.Argument(help="flyteadmin's configuration, or a ConfigMap or Helm values that contain it.")
+        Path,
+        typer.Argument(
+            help="flyteadmin's configuration, or a ConfigMap or Helm values that contain it; - is standard input.",
+            dir_okay=False,
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -28,6 +34,7 @@ def import_flyteadmin(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Generate settings from flyteadmin's configuration. Reads the sections notifications and cloudEvents. Secrets are
     not copied. Comments mark the settings that you must complete.
@@ -35,16 +42,20 @@ def import_flyteadmin(
     from dispatcher.config.import_flyteadmin import SECTIONS, import_config
     from dispatcher.errors import SettingsError
 
-    imported = import_config(_read(file), file.name, template_problems=_template_problems if output else None)
+    origin = name_of(file) if file == STDIN else file.name
+    imported = import_config(_read(file), origin, template_problems=_template_problems if output else None)
     if imported is None:
-        raise SettingsError(f"{file}: there is neither of flyteadmin's sections {' and '.join(SECTIONS)}")
+        raise SettingsError(f"{name_of(file)}: there is neither of flyteadmin's sections {' and '.join(SECTIONS)}")
+    try:
+        written = _write(imported, output, force=force) if output is not None else []
+    except OSError as error:
+        raise SettingsError(f"{error.filename}: can't be written: {error.strerror}") from None
+    if as_json:
+        write_json({"settings": imported.text, "files": written, "to_do": imported.to_do})
+        return
     if output is None:
         write_text(imported.text)
         return
-    try:
-        _write(imported, output, force=force)
-    except OSError as error:
-        raise SettingsError(f"{error.filename}: can't be written: {error.strerror}") from None
     write_line(f"{output} is written; left for you to do:", err=True)
     for task in imported.to_do:
         write_line(f"  {task}", err=True)
@@ -53,19 +64,18 @@ def import_flyteadmin(
 def _read(file: Path) -> list[Any]:
     """Return the file's YAML documents. If a document is a ConfigMap, also return the YAML documents that it contains.
 
-    Raises SettingsError if the file cannot be read or is not valid YAML.
+    Raises SettingsError if the file is not valid YAML, and BadParameter if it can't be read.
     """
     from dispatcher.errors import SettingsError
     from dispatcher.parsing.yaml import Malformed, Problem, parse, read_text
 
     try:
-        documents = [document.data for document in parse(read_text(file))]
+        with opened(file) as content:
+            documents = [document.data for document in parse(read_text(content))]
         embedded = [text for data in documents for text in _configmap_files(data) if text]
         return documents + [document.data for text in embedded for document in parse(text)]
     except Malformed as error:
-        raise SettingsError(str(Problem(file, error.line, str(error)))) from None
-    except OSError as error:
-        raise SettingsError(f"{file}: can't be read: {error.strerror}") from None
+        raise SettingsError(str(Problem(Path(name_of(file)), error.line, str(error)))) from None
 
 
 def _template_problems(files: Mapping[str, str]) -> list[str]:
@@ -90,7 +100,8 @@ def _configmap_files(data: Any) -> list[str]:
     return [text for text in data["data"].values() if isinstance(text, str)]
 
 
-def _write(imported: ImportedConfig, output: Path, *, force: bool) -> None:
+def _write(imported: ImportedConfig, output: Path, *, force: bool) -> list[str]:
+    """Write the settings and the templates. Returns the files. Raises OSError, and SettingsError if one exists."""
     from dispatcher.config.import_flyteadmin import TEMPLATES
     from dispatcher.errors import SettingsError
 
@@ -103,3 +114,4 @@ def _write(imported: ImportedConfig, output: Path, *, force: bool) -> None:
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
+    return [*map(str, files)]

@@ -21,7 +21,7 @@ ledger = typer.Typer(name="ledger", help="Show or migrate the ledger's tables, o
 
 
 @ledger.command()
-def migrate(config: Config = None) -> None:
+def migrate(config: Config = None, as_json: AsJson = False) -> None:
     """Create the ledger's tables, or migrate them to this version. Replicas can run during the
     migration. Of the other commands, only `serve` changes tables, when it starts. If the ledger cannot be
     reached, the command tries again for up to 30 seconds.
@@ -34,7 +34,9 @@ def migrate(config: Config = None) -> None:
 
     log_warnings_only()
     before = asyncio.run(_with_ledger(load(config).ledger, migration.open_tables))
-    if before.version is None:
+    if as_json:
+        write_json({"version": before.version if before.compatible else HEAD, "version_before": before.version})
+    elif before.version is None:
         write_line(f"ledger     created, at version {HEAD}")
     elif before.compatible:
         write_line(f"ledger     {_describe(before)}")
@@ -43,15 +45,18 @@ def migrate(config: Config = None) -> None:
 
 
 @ledger.command()
-def status(config: Config = None) -> None:
+def status(config: Config = None, as_json: AsJson = False) -> None:
     """Show the version of the tables. Exit status 1 if the tables must be migrated, or this dispatcher is too old."""
     import asyncio
 
     from dispatcher.config.settings import load
-    from dispatcher.ledger import Ledger
+    from dispatcher.ledger import HEAD, Ledger
 
     found = asyncio.run(_with_ledger(load(config).ledger, Ledger.schema))
-    write_line(f"ledger     {_describe(found)}")
+    if as_json:
+        write_json({"version": found.version, "needed": HEAD, "compatible": found.compatible, "newer": found.newer})
+    else:
+        write_line(f"ledger     {_describe(found)}")
     if not found.compatible:
         write_line("upgrade this dispatcher" if found.newer else "run dispatcher ledger migrate, or serve", err=True)
         raise typer.Exit(1)

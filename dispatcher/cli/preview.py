@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dispatcher.cli._choices import CHANNELS
 from dispatcher.cli._events import EventFile, OfExecution, Resolved, SamplePhase, chosen_event, require_phase
-from dispatcher.cli._filters import CHANNELS
 from dispatcher.cli._options import Config
 from dispatcher.cli._output import write_json_text, write_line, write_rendered, write_text
 
@@ -55,9 +55,7 @@ class _Wanted:
 
 
 def preview(
-    channel: Annotated[
-        str | None, typer.Option(help="The channel.", metavar=f"[{CHANNELS}]", show_default=False)
-    ] = None,
+    channel: Annotated[str | None, typer.Option(help="The channel.", metavar=CHANNELS, show_default=False)] = None,
     phase: SamplePhase = None,
     resolved: Resolved = False,
     event: EventFile = None,

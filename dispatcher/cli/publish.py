@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from dispatcher.cli._options import Config
-from dispatcher.cli._output import console, write_line
+from dispatcher.cli._choices import ALL_PHASES, FORMATS
+from dispatcher.cli._input import opened
+from dispatcher.cli._options import AsJson, Config
+from dispatcher.cli._output import console, number_text, write_json, write_line
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -33,18 +36,34 @@ class Destination(StrEnum):
     HTTP = "http"
 
 
-Publish = Callable[["EncodedMessage"], Awaitable[str]]
-"""A function that publishes one message. Returns the message's place in Kafka, such as `flyte-cloudevents/0@41` (topic,
-partition, offset), or the URL and the status of the HTTP intake's answer."""
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of one message."""
+
+    at: str
+    """Its place in Kafka, such as `flyte-cloudevents/0@41` (topic, partition, offset), or the URL of the HTTP intake."""
+    answer: Mapping[str, Any] | None = None
+    """The HTTP intake's answer; None for Kafka."""
+
+    def __str__(self) -> str:
+        if self.answer is None:
+            return self.at
+        reason = f": {self.answer['reason']}" if self.answer["status"] == "rejected" else ""
+        return f"{self.at}: {self.answer['status']}{reason}"
+
+
+Publish = Callable[["EncodedMessage"], Awaitable[Published]]
+"""A function that publishes one message."""
 
 
 def publish(
     config: Config = None,
     to: Annotated[Destination, typer.Option(help="Publish to Kafka, or to the HTTP intake.")] = Destination.HTTP,
     form: Annotated[
-        str, typer.Option("--format", help="The events' format: flyte-v1, flyte-v2, or native (the dispatcher's own).")
+        str,
+        typer.Option("--format", help="The events' format; native is the dispatcher's own.", metavar=FORMATS),
     ] = "native",
-    phase: Annotated[str, typer.Option(help="The phase that the execution enters.")] = "FAILED",
+    phase: Annotated[str, typer.Option(help="The phase that the execution enters.", metavar=ALL_PHASES)] = "FAILED",
     project: Annotated[str, typer.Option(help="The execution's project.")] = "flytesnacks",
     domain: Annotated[str, typer.Option(help="The execution's domain.")] = "development",
     name: Annotated[str | None, typer.Option(help="The execution's name.", show_default="a new one")] = None,
@@ -61,7 +80,11 @@ def publish(
     rate: Annotated[float, typer.Option(min=0, help="Executions per second; 0 for no limit.")] = 0,
     file: Annotated[
         Path | None,
-        typer.Option(help="Publish the events in this file instead, one JSON document per line.", exists=True),
+        typer.Option(
+            help="Publish the events in this file instead, one JSON document per line; - is standard input.",
+            dir_okay=False,
+            show_default=False,
+        ),
     ] = None,
     bootstrap_servers: Annotated[
         str | None, typer.Option(help="Kafka's HOST:PORT, instead of the one in the settings.", show_default=False)
@@ -72,21 +95,36 @@ def publish(
     url: Annotated[
         str | None, typer.Option(help="URL of the HTTP intake.", show_default="http.listen of the settings")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Publish test events. Prints where each event was published."""
+    """Publish test events. Prints where each event was published, and what the HTTP intake answered."""
     import asyncio
 
     from dispatcher.config.settings import load
 
     settings = load(config)
     if file is not None:
-        messages, total = _from_file(file), None
+        messages, total = _from_file(opened(file)), None
     else:
         event = _event(phase, project, domain, name, launch_plan, error, principal, label or [])
         messages, total = _executions(event, _format(form), lifecycle=lifecycle, count=count), count
     publisher = _to_kafka(settings, bootstrap_servers, topic) if to is Destination.KAFKA else _to_http(settings, url)
     interval = timedelta(seconds=1 / rate) if rate else timedelta()
-    asyncio.run(_publish_all(messages, publisher, interval=interval, total=total))
+    published: list[dict[str, Any]] = []
+
+    def note(message: EncodedMessage, result: Published) -> None:
+        published.append({"message": message.summary, **asdict(result)})
+
+    printed = note if as_json else _write_each if total is None or total <= MAX_PRINTED else None
+    number = asyncio.run(_publish_all(messages, publisher, printed, interval=interval, total=total))
+    if as_json:
+        write_json({"messages": published})
+    else:
+        write_line(f"published {number_text(number, 'message')}")
+
+
+def _write_each(message: EncodedMessage, result: Published) -> None:
+    write_line(f"{result}  {message.summary}")
 
 
 def _format(form: str) -> Format:
@@ -151,23 +189,25 @@ def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> I
         yield list(write_lifecycle(one, form)) if lifecycle and one.phase.terminal else [write(one, form)]
 
 
-def _from_file(file: Path) -> Iterator[list[EncodedMessage]]:
+def _from_file(file: AbstractContextManager[BinaryIO]) -> Iterator[list[EncodedMessage]]:
     from dispatcher.flyte.encode import EncodedMessage
     from dispatcher.flyte.event_files import read_messages
 
-    for number, (headers, value) in enumerate(read_messages(file), start=1):
-        yield [
-            EncodedMessage(key=dict(headers).get("ce_id", b""), headers=headers, value=value, summary=f"line {number}")
-        ]
+    with file as lines:
+        for number, (headers, value) in enumerate(read_messages(lines), start=1):
+            key = dict(headers).get("ce_id", b"")
+            yield [EncodedMessage(key=key, headers=headers, value=value, summary=f"event {number}")]
 
 
 async def _publish_all(
     executions: Iterator[list[EncodedMessage]],
     publisher: AbstractAsyncContextManager[Publish],
+    note: Callable[[EncodedMessage, Published], None] | None,
     *,
     interval: timedelta,
     total: int | None,
-) -> None:
+) -> int:
+    """Publish the messages, and return their number. `note` is called for each; without it, a progress bar is shown."""
     import asyncio
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -175,21 +215,20 @@ async def _publish_all(
     from dispatcher.clock import SystemClock
 
     clock = SystemClock()
-    print_each = total is None or total <= MAX_PRINTED
     columns = (TextColumn("publishing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     number = 0
     slots = asyncio.Semaphore(MAX_IN_FLIGHT)
-    with Progress(*columns, console=console(), transient=True, disable=print_each) as progress:
+    with Progress(*columns, console=console(), transient=True, disable=note is not None) as progress:
         bar = progress.add_task("publishing", total=total)
         async with publisher as send, asyncio.TaskGroup() as group:
 
             async def publish_execution(execution: list[EncodedMessage]) -> None:
                 nonlocal number
                 for message in execution:
-                    where = await send(message)
+                    result = await send(message)
                     number += 1
-                    if print_each:
-                        write_line(f"{where}  {message.summary}")
+                    if note is not None:
+                        note(message, result)
                 progress.advance(bar)
                 slots.release()
 
@@ -198,8 +237,7 @@ async def _publish_all(
                 await clock.sleep(start + interval * index - clock.now())
                 await slots.acquire()
                 group.create_task(publish_execution(execution))
-    messages = "1 message" if number == 1 else f"{number} messages"
-    write_line(f"published {messages}")
+    return number
 
 
 @asynccontextmanager
@@ -218,8 +256,8 @@ async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: st
     target = topic or config.topics[0]
     async with KafkaPublisher(config) as publisher:
 
-        async def send(message: EncodedMessage) -> str:
-            return await publisher.send(target, message.value, key=message.key, headers=message.headers)
+        async def send(message: EncodedMessage) -> Published:
+            return Published(await publisher.send(target, message.value, key=message.key, headers=message.headers))
 
         yield send
 
@@ -241,7 +279,7 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
     always = {"Authorization": f"Bearer {token}"} if token else {}
     async with aiohttp.ClientSession(headers=always) as session:
 
-        async def send(message: EncodedMessage) -> str:
+        async def send(message: EncodedMessage) -> Published:
             headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
             try:
                 request = session.post(events_url, data=message.value, headers=headers, proxy=proxy_for(events_url))
@@ -252,7 +290,6 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
                 raise DispatcherError(f"{events_url}: {request_problem(error)}") from None
             if response.status >= 300:
                 raise DispatcherError(f"{events_url}: {response.status}: {answer.get('reason', answer)}")
-            reason = f": {answer['reason']}" if answer["status"] == "rejected" else ""
-            return f"{events_url}: {answer['status']}{reason}"
+            return Published(events_url, answer)
 
         yield send

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dispatcher.cli._input import named
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import By, Reason, Yes, asks, confirm, operations, operator
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
@@ -24,6 +25,7 @@ from dispatcher.cli._output import (
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
+    from dispatcher.intake.pipeline import ReplayResult
     from dispatcher.ledger import Ledger, Rejected
     from dispatcher.operations import Operator
 
@@ -95,7 +97,10 @@ def show(
 @rejected.command()
 def replay(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Ids of rejected messages, or the first digits of them.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID]...", help="Ids of rejected messages, or the first digits; - reads them from standard input."
+        ),
     ] = None,
     config: Config = None,
     everything: Annotated[
@@ -104,29 +109,38 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what a replay would do.")] = False,
     by: By = None,
     reason: Reason = "",
+    as_json: AsJson = False,
 ) -> None:
     """Process rejected messages again. The command uses the current rules and decoder. The running service then sends
     the notifications.
     """
+    from dataclasses import asdict
+
     from dispatcher.config.settings import load
 
-    if not ids and not everything:
-        raise typer.BadParameter("give the ids of rejected messages, or --all")
+    chosen, who = _chosen(ids, everything=everything), None if dry_run else operator(by, reason)
     log_warnings_only()
     settings = load(config)
 
-    async def replay_each(ledger: Ledger) -> int:
-        return await _replay(ledger, settings, ids or [""], None if dry_run else operator(by, reason))
+    def note(entry: Rejected, result: ReplayResult) -> None:
+        if not as_json:
+            write_line(f"{entry.id[:8]}  {result.message}")
 
-    accepted = with_ledger(config, replay_each)
-    would = "would be " if dry_run else ""
-    write_line(f"{accepted} {would}accepted now")
+    results = with_ledger(config, lambda ledger: _replay(ledger, settings, chosen, who, note))
+    accepted = sum(result.accepted for result in results.values())
+    if as_json:
+        write_json({"accepted": accepted, "messages": [{"id": id_, **asdict(one)} for id_, one in results.items()]})
+    else:
+        write_line(f"{accepted} {'would be ' if dry_run else ''}accepted now")
 
 
 @rejected.command()
 def dismiss(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Ids of rejected messages, or the first digits of them.")
+        list[str] | None,
+        typer.Argument(
+            metavar="ID", help="Ids of rejected messages, or the first digits; - reads them from standard input."
+        ),
     ] = None,
     config: Config = None,
     everything: Annotated[
@@ -145,15 +159,14 @@ def dismiss(
     from dispatcher.clock import SystemClock
     from dispatcher.explain import rejected_data
 
-    if not ids and not everything:
-        raise typer.BadParameter("give the ids of rejected messages, or --all")
+    chosen = _chosen(ids, everything=everything)
     log_warnings_only()
     start, who = parse_since(since, now=SystemClock().now()), operator(by, reason)
 
     async def find(ledger: Ledger) -> dict[str, Rejected]:
         found = [
             one
-            for starts in ids or [""]
+            for starts in chosen
             for one in await ledger.rejected.find(limit=MAX_REPLAYED, since=start, id_starts=starts)
         ]
         return {one.id: one for one in found if _undecided(one)}
@@ -175,14 +188,28 @@ def dismiss(
     write_line(f"{number_text(number, 'message')} dismissed")
 
 
+def _chosen(ids: Sequence[str] | None, *, everything: bool) -> Sequence[str]:
+    """Return the beginnings of the ids that the user gives; the empty one for all. Raises BadParameter without any."""
+    if not ids and not everything:
+        raise typer.BadParameter("give the ids of rejected messages, or --all")
+    return named(ids) or [""]
+
+
 def _undecided(entry: Rejected, *, named: bool = False) -> bool:
     """True if the message was neither replayed nor dismissed. `named`: the user named it, so it may be dismissed."""
     return entry.replayed_at is None and (named or entry.dismissed_at is None)
 
 
-async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], by: Operator | None) -> int:
-    """Replay each message and print the result; without `by`, only print what a replay would do. Returns the number of
-    accepted messages.
+async def _replay(
+    ledger: Ledger,
+    settings: Settings,
+    ids: Sequence[str],
+    by: Operator | None,
+    note: Callable[[Rejected, ReplayResult], None],
+) -> dict[str, ReplayResult]:
+    """Replay each message, or without `by` only find out what a replay would do. Returns each message's result, by id.
+
+    `note` is called after each message.
     """
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
@@ -194,13 +221,13 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], by: Op
     clock = SystemClock()
     planner = make_planner(settings, open_channels(settings))
     found = [entry for start in ids for entry in await ledger.rejected.find(limit=MAX_REPLAYED, id_starts=start)]
-    accepted = 0
+    results = {}
     async with configured_flyte_admin(settings, clock) as admin:
         look_up = admin.look_up if admin is not None else None
         intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings), clock, look_up=look_up)
         replays = operations(ledger, intake)
         for entry in {entry.id: entry for entry in found if _undecided(entry, named=ids != [""])}.values():
             result = await (replays.replay(entry, by) if by is not None else intake.replay(entry, dry_run=True))
-            accepted += result.accepted
-            write_line(f"{entry.id[:8]}  {result.message}")
-    return accepted
+            results[entry.id] = result
+            note(entry, result)
+    return results

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dispatcher.cli._choices import PHASES
 from dispatcher.cli._dry_run import dry_run, rules_in_files
-from dispatcher.cli._filters import PHASES, Filters, with_filters
+from dispatcher.cli._filters import Filters, with_filters
 from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import log_warnings_only, write_json, write_line, write_table
 
@@ -85,9 +86,7 @@ def who(
     launch_plan: Annotated[
         str, typer.Argument(metavar="LAUNCH_PLAN", help="project/domain/name, or project/domain/name@version.")
     ],
-    phase: Annotated[
-        str | None, typer.Option(help="Only this phase.", metavar=f"[{PHASES}]", show_default=False)
-    ] = None,
+    phase: Annotated[str | None, typer.Option(help="Only this phase.", metavar=PHASES, show_default=False)] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dispatcher.cli._choices import CHANNELS
 from dispatcher.cli._events import EventFile, OfExecution, Resolved, SamplePhase, chosen_event
-from dispatcher.cli._filters import CHANNELS
 from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import write_json, write_line
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def send_test(
     channel: Annotated[
-        str, typer.Option(help="The channel's name in the settings.", metavar=f"[{CHANNELS}]", show_default=False)
+        str, typer.Option(help="The channel's name in the settings.", metavar=CHANNELS, show_default=False)
     ],
     to: Annotated[str, typer.Option("--to", help="The recipient, written as in a rule.", show_default=False)],
     phase: SamplePhase = None,

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from dispatcher.cli._choices import CHANNELS
 from dispatcher.cli._options import AsJson, Config
-from dispatcher.cli._output import write_json, write_line, write_table
+from dispatcher.cli._output import number_text, write_json, write_line, write_table
 
 templates = typer.Typer(
     name="templates",
@@ -23,9 +24,13 @@ def init(
     channels: Annotated[
         list[str] | None,
         typer.Option(
-            "--channel", help="Copy this channel's templates only. Can be repeated.", show_default="all channels"
+            "--channel",
+            help="Copy this channel's templates only. Can be repeated.",
+            metavar=CHANNELS,
+            show_default="all channels",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Copy the built-in templates to a folder of your own.
 
@@ -51,9 +56,13 @@ def init(
         for file, source in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, file)
-            write_line(str(file))
     except OSError as error:
         raise DispatcherError(f"{error.filename} can't be written: {error.strerror}") from None
+    if as_json:
+        write_json({"files": [*map(str, files)]})
+        return
+    for file in files:
+        write_line(str(file))
     write_line(f"add them to the settings: templates: {{path: [{folder}]}}")
     write_line("edit them beside a preview: dispatcher preview --serve")
 
@@ -83,22 +92,30 @@ def lint(
         typer.Argument(help="Template folders to check; if none is given, those in the settings.", show_default=False),
     ] = None,
     config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Find problems in templates. Checks the syntax, the variables and the channels' limits. Reports missing parts, and
     HTML and CSS that mail programs don't support.
 
     Prints each problem with file and line. Exit status 1 if there is a problem.
     """
+    from dataclasses import asdict
+
     from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
+    from dispatcher.parsing.yaml import readable
     from dispatcher.rendering.renderer import Renderer
     from dispatcher.runtime.wiring import make_renderer
 
     renderer = Renderer(CHANNEL_TYPES, folders) if folders else make_renderer(load(config))
     problems = [*renderer.check(), *renderer.mail_client_problems()]
-    for problem in problems:
-        write_line(str(problem), err=True)
+    if as_json:
+        write_json({"problems": [{**asdict(one), "file": readable(one.file)} for one in problems]})
+    else:
+        for problem in problems:
+            write_line(str(problem), err=True)
     if problems:
-        write_line("1 problem found" if len(problems) == 1 else f"{len(problems)} problems found", err=True)
+        write_line(f"{number_text(len(problems), 'problem')} found", err=True)
         raise typer.Exit(1)
-    write_line("templates  ok")
+    if not as_json:
+        write_line("templates  ok")

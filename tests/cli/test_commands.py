@@ -173,6 +173,16 @@ async def test_preview_set_changes_fields_of_the_event() -> None:
         assert words in " ".join(err.replace("│", "").split())
 
 
+async def test_preview_renders_the_resolved_notice_of_a_success(tmp_path: Path) -> None:
+    status, out, err = await command("preview", "--channel", "slack", "--format", "text", "--resolved")
+    assert (status, "3 failures" in out) == (0, True), err
+    written = await command("preview", "--channel", "email", "--all", "--resolved", "--output", str(tmp_path))
+    assert (written[0], (tmp_path / "resolved.email.txt").exists()) == (0, True)
+    for given in (("--phase", "FAILED"), ("--serve",)):
+        status, _, err = await command("preview", "--channel", "slack", "--resolved", *given)
+        assert (status, "--resolved" in err) == (2, True)
+
+
 async def test_preview_all_writes_every_message_and_an_index_page(tmp_path: Path) -> None:
     status, _, err = await command("preview", "--all", "--output", str(tmp_path / "all"))
     assert (status, "index.html" in err) == (0, True)

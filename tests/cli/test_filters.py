@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from channels.registry import BUILT_IN
-from dispatcher.cli import _filters
+from dispatcher.cli import _choices, _filters
 from dispatcher.filters import PageParameters, Search
+from dispatcher.flyte.encode import Format
 from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import TERMINAL, Phase
@@ -25,12 +26,14 @@ def test_commands_have_an_option_for_each_filter_and_show_every_choice() -> None
     assert set(_filters.OPTIONS) == Search.model_fields.keys() - PageParameters.model_fields.keys()
     verdicts = get_args(get_args(get_args(Search.model_fields["verdict"].annotation)[0])[0])
     for shown, values in (
-        (_filters.STATES, list(State)),
-        (_filters.CHANNELS, [*BUILT_IN, "…"]),
-        (_filters.PHASES, sorted(TERMINAL)),
-        (_filters.VERDICTS, verdicts),
+        (_choices.STATES, list(State)),
+        (_choices.CHANNELS, [*BUILT_IN, "…"]),
+        (_choices.PHASES, sorted(TERMINAL)),
+        (_choices.VERDICTS, verdicts),
+        (_choices.FORMATS, list(Format)),
+        (_choices.ALL_PHASES, set(Phase) - {Phase.UNDEFINED}),
     ):
-        assert sorted(shown.split("|")) == sorted(values)
+        assert sorted(shown.strip("[]").split("|")) == sorted(values)
 
 
 @pytest.fixture

@@ -101,18 +101,21 @@ async def _ready(replica: Replica) -> None:
 
 
 async def command(
-    *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, stdin: str | None = None
 ) -> tuple[int, str, str]:
     """Run a dispatcher command; returns its exit status, standard output and standard error.
 
-    With an environment or a folder of its own, the command is started as a user does it. Otherwise it is forked, which is
-    faster.
+    With an environment, a folder or a standard input of its own, the command is started as a user does it. Otherwise it is
+    forked, which is faster. `stdin`: what the command reads from standard input.
     """
-    if env is None and cwd is None:
+    if env is None and cwd is None and stdin is None:
         return await _run_forked(arguments)
-    process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=env, cwd=cwd)
+    given = None if stdin is None else PIPE
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *arguments, stdin=given, stdout=PIPE, stderr=PIPE, env=env, cwd=cwd
+    )
     async with asyncio.timeout(90):
-        out, err = await process.communicate()
+        out, err = await process.communicate(None if stdin is None else stdin.encode())
     return process.returncode or 0, out.decode(), err.decode()
 
 

@@ -42,14 +42,14 @@ class Answer:
     err: str
 
 
-async def invoke(*arguments: str) -> Answer:
+async def invoke(*arguments: str, stdin: str = "") -> Answer:
     """Run a command in this process, which is faster than `run`. An error that is no usage error is raised."""
     from typer.testing import CliRunner
 
     from dispatcher.cli import app
 
     with _log_settings_restored():
-        result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+        result = await asyncio.to_thread(CliRunner().invoke, app, arguments, stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Answer(result.exit_code, result.stdout, result.stderr)
