@@ -51,8 +51,8 @@ async def test_events_are_published_and_flyteadmins_configuration_is_imported() 
     assert (missing.status, "nowhere.jsonl: can't be read: No such file" in missing.err) == (2, True)
     imported = await invoke("import-flyteadmin", "-", stdin="cloudEvents: {enable: true, type: kafka}")
     assert (imported.status, imported.out.startswith("# From standard input.")) == (0, True)
-    with pytest.raises(SettingsError, match="^standard input:2: broken YAML"):
-        await invoke("import-flyteadmin", "-", stdin="a:\n[")
+    with pytest.raises(SettingsError, match="standard input:2: broken YAML"):
+        await invoke("import-flyteadmin", "-", stdin="a: 1\na: 2")
 
 
 async def test_keys_are_read_by_line_and_none_is_never_all(config: str, url: str) -> None:
