@@ -21,6 +21,7 @@ from dispatcher.parsing.cloudevents import (
     enveloped_data,
     is_structured,
     load_json,
+    load_json_of_people,
     trace_context,
     type_header,
 )
@@ -74,7 +75,9 @@ def decode(headers: Headers, value: bytes | None) -> Event | None:
     header = type_header(headers)
     if header is not None:
         event_type = _TYPE_BY_HEADER.get(header)
-        return None if event_type is None else _event(event_type, load_json(value))
+        if event_type is None:
+            return None
+        return _event(event_type, load_json_of_people(value) if event_type == NATIVE else load_json(value))
     event_type, body = envelope(headers, value)
     return _event(event_type, enveloped_data(body)) if event_type in _PARSERS else None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -104,6 +105,28 @@ def load_json(value: bytes | None) -> Any:
         raise Unreadable(f"broken JSON: {error}") from None
 
 
+def load_json_of_people(value: bytes | None) -> Any:
+    """Parse JSON, and refuse an object that has a key twice, because readers of JSON disagree about its value (RFC 8259,
+    section 4). Takes nine times as long as `load_json`, so it is not for Flyte's events, which come from protobuf.
+
+    Raises Unreadable.
+    """
+    data = load_json(value)
+    try:
+        json.loads(value or b"", object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"broken JSON: {error}") from None
+    return data
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice[:60]!r} is there twice: keep one of them")
+    return unique
+
+
 def _with_lone_surrogates(value: bytes) -> Any:
     """Parse JSON that contains lone surrogates. UTF-8 can't encode them, so each is replaced by a question mark."""
     try:
@@ -122,7 +145,7 @@ def envelope(headers: Headers, value: bytes | None) -> tuple[str, Any]:
     event_format = _event_format(headers)
     if event_format not in {None, b"", b"+json"}:
         raise Unreadable("the content type is no single CloudEvent in JSON: send application/cloudevents+json")
-    body = load_json(value)
+    body = load_json_of_people(value)
     if not isinstance(body, dict):
         raise Unreadable("the message is no CloudEvent: a JSON object was expected")
     kind = body.get("type")
@@ -137,7 +160,7 @@ def enveloped_data(body: dict[str, Any]) -> Any:
     """Return the data of a structured-mode event. Raises Unreadable if the event has no data."""
     if "data" in body:
         data = body["data"]
-        return load_json(data.encode()) if isinstance(data, str) else data
+        return load_json_of_people(data.encode()) if isinstance(data, str) else data
     encoded = body.get("data_base64")
     if not isinstance(encoded, str):
         raise Unreadable("the CloudEvent has no data")
@@ -145,4 +168,4 @@ def enveloped_data(body: dict[str, Any]) -> Any:
         data = base64.b64decode(encoded, validate=True)
     except ValueError:  # also for characters beyond ASCII
         raise Unreadable("the CloudEvent's data_base64 is not base64") from None
-    return load_json(data)
+    return load_json_of_people(data)

@@ -58,6 +58,26 @@ def test_flytes_type_for_a_started_execution_is_skipped() -> None:
     assert decode(headers, b"{}") is None
 
 
+NATIVE_DUPLICATE = (
+    '{"execution": {"project": "p", "domain": "d", "name": "n"}, "phase": "FAILED", "phase": "SUCCEEDED"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ([("ce_type", NATIVE.encode())], NATIVE_DUPLICATE),
+        ([("ce_type", NATIVE.encode())], '{"labels": [{"phase": 1, "phase": 1}]}'),
+        ([], f'{{"specversion": "1.0", "type": "{NATIVE}", "data": {NATIVE_DUPLICATE}}}'),
+        ([], json.dumps({"specversion": "1.0", "type": NATIVE, "data": NATIVE_DUPLICATE})),
+        ([], f'{{"specversion": "1.0", "type": "{NATIVE}", "phase": 1, "phase": 2, "data": {{}}}}'),
+    ],
+)
+def test_an_event_written_by_hand_with_a_key_twice_is_refused(headers: list[tuple[str, bytes]], body: str) -> None:
+    with pytest.raises(Unreadable, match="the key 'phase' is there twice: keep one of them"):
+        decode(headers, body.encode())
+
+
 def test_v1_and_v2_give_the_same_failure() -> None:
     v1 = decode(*samples.sample("v1-workflow-failed"))
     v2 = decode(*samples.sample("v2-workflow-failed"))
