@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dispatcher.model.replica import Replica
 
 Findings = Sequence[tuple[str, "Finding"]]
-"""What was found, each with the part that it is about: `settings`, `rules`, a channel's name."""
+"""Findings, each after its part: `settings`, `rules`, a channel's name."""
 _FILES = ("settings", "rules", "templates")
 """The parts whose problems are in files."""
 Live = Annotated[
