@@ -274,7 +274,9 @@ async def test_who_would_be_notified_is_told_by_the_rules_without_an_event(tmp_p
                 ("?launch_plan=nonsense", "names no launch plan", 400),
             ):
                 async with session.get(f"{console.url}/console/rules{query}") as page:
-                    assert (page.status, words in await page.text()) == (status, True), query
+                    text = await page.text()
+                    assert (page.status, words in text) == (status, True), query
+                    assert ("These are today's rules" in text) == ("train.daily" in query)
 
 
 async def test_a_token_with_only_the_read_scope_cannot_redrive(console: ConsoleServer) -> None:
