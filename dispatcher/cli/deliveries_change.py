@@ -24,9 +24,7 @@ LISTED = 10_000
 """A dry run lists at most this many deliveries."""
 Keys = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="KEY", help="Keys of deliveries, or the first digits; - reads them from standard input."
-    ),
+    typer.Argument(metavar="KEY", help="Keys of deliveries, or the first digits; - reads them from standard input."),
 ]
 All = Annotated[bool, typer.Option("--all", help="All that match the filters, or simply all if there is no filter.")]
 

@@ -20,6 +20,7 @@ def import_flyteadmin(
     file: Annotated[
         Path,
         typer.Argument(
+            metavar="FILE",
             help="flyteadmin's configuration, or a ConfigMap or Helm values that contain it; - is standard input.",
             dir_okay=False,
         ),

@@ -99,7 +99,7 @@ def replay(
     ids: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ID]...", help="Ids of rejected messages, or the first digits; - reads them from standard input."
+            metavar="ID", help="Ids of rejected messages, or the first digits; - reads them from standard input."
         ),
     ] = None,
     config: Config = None,
