@@ -57,7 +57,7 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
 
 @deliveries.command()
 def show(
-    key: Annotated[str, typer.Argument(help="The delivery's key, or the first digits of it.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The delivery's key, or the first digits of it.")],
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:

@@ -89,7 +89,11 @@ def variables(as_json: AsJson = False) -> None:
 def lint(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Template folders to check; if none is given, those in the settings.", show_default=False),
+        typer.Argument(
+            metavar="DIR",
+            help="Template folders to check; if none is given, those in the settings.",
+            show_default=False,
+        ),
     ] = None,
     config: Config = None,
     as_json: AsJson = False,
