@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from dispatcher.model.phase import Phase
 from tests.support.builders import NOW, a_launch_plan, an_event
 from tests.support.ledger_steps import recorded
 from tests.support.service import command
+from tests.support.terminal import invoke
 
 KEY = "0123456789abcdef0123456789abcdef"
 TOKEN = "xoxb-secret-of-the-tests"
@@ -105,6 +107,17 @@ async def test_the_message_is_about_an_event_in_a_file_or_an_execution_in_the_le
     ), err
     status, _, err = await command(*arguments, "--execution", "flytesnacks/production/other", env=environment)
     assert (status, "no event of flytesnacks/production/other" in err, len(inbox.slack.messages)) == (2, True, 2)
+
+
+async def test_a_resolved_notice_is_sent_and_its_result_is_json(inbox: Inbox, config: str) -> None:
+    arguments = ("send-test", "--channel", "slack", "--to", "#alerts", "--resolved", "--json", "--config", config)
+    answer = await invoke(*arguments)
+    (posted,) = inbox.slack.messages
+    assert (answer.status, "TEST: " in posted.body["text"], "3 failures" in str(posted.body)) == (0, True, True)
+    result = json.loads(answer.out)
+    assert (result["channel"], result["accepted"], result["answer"]["status"]) == ("slack", True, "ok")
+    refused = await invoke(*arguments, "--phase", "FAILED")
+    assert (refused.status, "--resolved needs a success, and this phase is FAILED" in refused.err) == (2, True)
 
 
 async def test_two_test_messages_are_two_incidents_in_the_given_phase(inbox: Inbox, config: str) -> None:
