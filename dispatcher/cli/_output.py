@@ -89,6 +89,9 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, head: 
     for row in cells:
         table.add_row(*row)
     screen = console()
+    if not cells and screen.is_terminal:
+        write_line("nothing found")
+        return
     needed = Measurement.get(screen, screen.options.update(max_width=_UNLIMITED), table)
     if not screen.is_terminal:
         screen.width = max(screen.width, needed.maximum)  # one line a row, for programs that read lines

@@ -107,7 +107,8 @@ def _command(verb: _Verb) -> Callable[..., None]:
         if asks(yes=yes):
             count = with_ledger(config, lambda ledger: operations(ledger).count(what, wanted))
             number = f"{count.number}{'+' if count.more else ''}"
-            confirm(f"{verb.question.format(number)} {'delivery' if number == '1' else 'deliveries'}?")
+            if count.number:
+                confirm(f"{verb.question.format(number)} {'delivery' if number == '1' else 'deliveries'}?")
 
         async def change(ledger: Ledger) -> tuple[int, Sequence[tuple[Wait, int]]]:
             number = await operations(ledger).change(what, wanted, who)
@@ -175,7 +176,8 @@ def purge(
         if dry_run:
             _write_purged(number, "would be deleted", as_json=as_json)
             return
-        confirm(f"Delete {number_text(number, 'entry')} for good?")
+        if number:
+            confirm(f"Delete {number_text(number, 'entry')} for good?")
     number = with_ledger(config, lambda ledger: operations(ledger).purge(before, who))
     _write_purged(number, "deleted", as_json=as_json)
 

@@ -179,7 +179,7 @@ def dismiss(
         for one in found.values():
             write_line(f"{one.id[:8]}  {one.reason}")
         return
-    if asks(yes=yes):
+    if found and asks(yes=yes):
         confirm(f"Dismiss {number_text(len(found), 'rejected message')}?")
     number = with_ledger(config, lambda ledger: operations(ledger).dismiss_rejected([*found], who)) if found else 0
     if as_json:

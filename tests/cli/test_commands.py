@@ -24,7 +24,7 @@ from dispatcher.ledger import Ledger, RecordedEvent, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.version import __version__
-from tests.support import samples
+from tests.support import samples, terminal
 from tests.support.builders import NOW, SECOND, a_delivery, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution
 from tests.support.service import COMMAND, ROUTING_KEY, command
@@ -431,11 +431,26 @@ async def test_waiting_deliveries_are_retried_now_and_cancelled_and_dead_and_rej
     assert (await command("rejected", "dismiss", "--all", *end))[1] == "0 messages dismissed\n"
 
 
-@pytest.mark.parametrize(("answer", "status"), [("n", 1), ("y", 0)])
-async def test_a_change_asks_on_a_terminal(filled: str, answer: str, status: int) -> None:
+async def test_an_empty_list_says_so_on_a_terminal(filled: str) -> None:
+    (listed,) = await terminal.run([["deliveries", "list", "--channel", "slack", "--config", filled]])
+    assert (listed.statuses, listed.terminal.strip()) == ((0, 0), "nothing found")
+
+
+@pytest.mark.parametrize(
+    ("channel", "answer", "status", "question", "printed"),
+    [
+        ("email", "n", 1, "Cancel 1 waiting delivery? [y/N]", ""),
+        ("email", "y", 0, "Cancel 1 waiting delivery? [y/N]", "1 delivery is cancelled\n"),
+        ("slack", "", 0, "", "0 deliveries are cancelled\n"),
+    ],
+)
+async def test_a_change_asks_on_a_terminal(
+    filled: str, channel: str, answer: str, status: int, question: str, printed: str
+) -> None:
     ours, theirs = pty.openpty()
+    selected = ("--channel", channel, "--config", filled)
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, "deliveries", "cancel", "--all", "--config", filled, stdin=theirs, stdout=PIPE, stderr=PIPE
+        *COMMAND, "deliveries", "cancel", *selected, stdin=theirs, stdout=PIPE, stderr=PIPE
     )
     os.write(ours, f"{answer}\n".encode())
     async with asyncio.timeout(60):
@@ -443,8 +458,8 @@ async def test_a_change_asks_on_a_terminal(filled: str, answer: str, status: int
     os.close(ours)
     os.close(theirs)
     assert process.returncode == status
-    assert "Cancel 1 waiting delivery? [y/N]" in err.decode()
-    assert out.decode() == ("1 delivery is cancelled\n" if status == 0 else "")
+    assert err.decode().partition(" Aborted!")[0].strip() == question
+    assert out.decode() == printed
 
 
 async def test_who_redrives_and_why_is_shown_with_the_delivery_and_listed(filled: str) -> None:
