@@ -41,6 +41,7 @@ ARRIVAL_TIMEOUT = 30.0
 """Maximum time that the demo waits until every expected message has arrived, in seconds."""
 EXTRA_WAIT = timedelta(seconds=1)
 """Time that the demo waits after the last expected message. If another message arrives in this time, the demo fails."""
+_ANY_PORT = "127.0.0.1:0"
 _ROUTING_KEY = "0123456789abcdef0123456789abcdef"
 _WEBHOOK_SECRET = "of the demo"  # noqa: S105 - only the demo's fake receiver accepts this value
 _ALLOW_LOOPBACK = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
@@ -88,6 +89,7 @@ class Show:
                     try:
                         url = await started or ""
                         self.inbox.console_url = f"{url}/console/"
+                        _name_port(settings_file, url)
                         complete = await self._run_day(url)
                         if not once:
                             await self._wait_for_interrupt(settings_file)
@@ -134,7 +136,7 @@ class Show:
         (folder / "launch_plans").mkdir()
         (folder / "launch_plans" / "team.yaml").write_text(LAUNCH_PLANS, encoding="utf-8")
         settings = {
-            "http": {"listen": "127.0.0.1:0", "console": True},
+            "http": {"listen": _ANY_PORT, "console": True},
             "ledger": {"url": "sqlite+aiosqlite:///./demo.db"},
             "rules": {
                 "launch_plans": ["./launch_plans"],
@@ -194,6 +196,12 @@ class Show:
         style = "bold green" if passed else "bold red"
         self._line("done" if passed else "mismatch", style, f"{expected.total()} messages: {result}")
         return passed
+
+
+def _name_port(settings_file: Path, url: str) -> None:
+    """Write the port that the service chose into its settings, so that `dispatcher publish` finds it."""
+    text = settings_file.read_text(encoding="utf-8")
+    settings_file.write_text(text.replace(_ANY_PORT, url.removeprefix("http://")), encoding="utf-8")
 
 
 _Message = tuple[str, tuple[str, ...], str]

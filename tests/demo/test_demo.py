@@ -25,7 +25,7 @@ from dispatcher.rendering.samples import sample_event
 from dispatcher.workbench.sample import SampleRenderer
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.mail import message
-from tests.support.service import COMMAND, ask
+from tests.support.service import COMMAND, ask, command
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -41,6 +41,8 @@ async def test_the_demo_delivers_every_expected_message_and_stays_open_until_it_
                 assert lines[-1], "".join(lines)
         settings, inbox, console = (line.split()[-1] for line in lines[-3:])
         assert len(await ask(Path(settings), "deliveries", "list", "--state=sent")) == 11
+        status, _, err = await command("publish", "--launch-plan=train.daily", "--config", settings)
+        assert status == 0, err
         async with aiohttp.ClientSession() as session:
             for address, other in ((inbox, console), (console, inbox)):
                 async with session.get(address) as answer:
