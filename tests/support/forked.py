@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -55,8 +56,15 @@ class ForkedProcess:
         return self.returncode
 
 
-async def fork(arguments: Sequence[str], *, out: Path, err: Path) -> ForkedProcess:
-    """Start a command whose standard output and standard error are appended to these files."""
+async def fork(arguments: Sequence[str], *, out: Path, err: Path) -> ForkedProcess | Process:
+    """Start a command whose standard output and standard error are appended to these files.
+
+    If a test has set PYTHONPATH, the command is not forked: only a new interpreter reads that variable.
+    """
+    if "PYTHONPATH" in os.environ:
+        with out.open("ab") as stdout, err.open("ab") as stderr:
+            anew = (sys.executable, "-m", "dispatcher", *arguments)
+            return await asyncio.create_subprocess_exec(*anew, stdout=stdout, stderr=stderr)
     await asyncio.to_thread(_start_server)
     return ForkedProcess(arguments, out, err)
 

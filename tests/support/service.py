@@ -7,7 +7,7 @@ import json
 import signal
 import socket
 import sys
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,7 +33,7 @@ def free_port() -> int:
 class Replica:
     """One running `dispatcher serve`."""
 
-    def __init__(self, process: ForkedProcess, log: Path, url: str) -> None:
+    def __init__(self, process: ForkedProcess | Process, log: Path, url: str) -> None:
         self.process = process
         self.url = url
         self._log = log
@@ -127,7 +127,8 @@ async def _run_forked(arguments: Sequence[str]) -> tuple[int, str, str]:
             async with asyncio.timeout(90):
                 status = await process.wait()
         finally:
-            process.kill()
+            if process.returncode is None:
+                process.kill()
         out, err = (file.read_text() for file in files)
         return status, out, err
 
