@@ -174,6 +174,11 @@ def _plain_map(value: Any) -> Any:
 Labels = Annotated[dict[str, str], BeforeValidator(_plain_map)]
 
 
+MODES = ("manual", "scheduled", "system", "relaunch", "child", "recovered", "trigger")
+"""How an execution can have been started: the names of `flyteidl.admin.ExecutionMetadata.ExecutionMode`, in the order of
+their numbers. `child` is CHILD_WORKFLOW: a node of another execution started it."""
+
+
 class Options(_Incoming):
     """flytekit's `Options` of one execution; fields without meaning for notifications are ignored.
 
@@ -211,11 +216,18 @@ class Event(_Incoming):
     started_at: Time | None = None
     error: ExecutionError | None = None
     options: Options | None = None
+    mode: str = ""
+    """How the execution was started: one of `MODES`; empty if that isn't known."""
+    parent: ExecutionId | None = None
+    """The execution that started this one (flyteidl `ExecutionMetadata.parent_node_execution`)."""
     reference_execution: ExecutionId | None = None
     """The execution that this execution recovers or relaunches (flyteidl `ExecutionMetadata.reference_execution`)."""
     origin: ExecutionId | None = None
     """The execution at the beginning of a chain of recoveries and relaunches. Intake sets it
     (`intake/origin.py`). None if the execution recovers and relaunches nothing."""
+    looked_up: bool = False
+    """True if FlyteAdmin was asked about the execution and knows it, so that empty fields are known to be absent. Intake
+    sets it. Another workflow engine may set it in its events, if they name all that it knows."""
 
     @property
     def key(self) -> str:
