@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from enum import Enum
+from operator import attrgetter
 from typing import Any, Final
 
 from dispatcher.model.event import Event
@@ -76,9 +77,9 @@ def _of_error(event: Event, value: str) -> Any:
 
 
 FACTS: Mapping[str, Fact] = {
-    "phase": lambda event: event.phase,
-    "project": lambda event: event.execution.project,
-    "domain": lambda event: event.execution.domain,
+    "phase": attrgetter("phase"),
+    "project": attrgetter("execution.project"),
+    "domain": attrgetter("execution.domain"),
     "launch_plan": _launch_plan,
     "workflow": _workflow,
     "version": _version,
@@ -90,7 +91,7 @@ FACTS: Mapping[str, Fact] = {
     "error.code": _error_code,
     "error.message": _error_message,
 }
-"""The facts by key, those first that cost least. Labels are in `label`."""
+"""The facts by key. Labels are in `label`."""
 
 
 def label(name: str) -> Fact:

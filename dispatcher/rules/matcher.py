@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from fnmatch import fnmatchcase, translate
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from operator import itemgetter
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dispatcher.model.event import MODES, Event, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.nearest import nearest
+from dispatcher.parsing.scalars import why_not_text
 from dispatcher.rules.facts import ALWAYS_KNOWN, FACTS, UNKNOWN, Fact, label
 
 MAX_PATTERN = 1000
@@ -49,6 +50,12 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _texts(value: Any) -> Any:
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(why_not_text(value) or "must be text, or a list of texts")  # noqa: TRY004 - pydantic's contract
+    return _as_list(value)
+
+
 def _phase(value: Any) -> Phase:
     phase = Phase.parse(value)
     if not phase.terminal:
@@ -67,19 +74,19 @@ def _expression(text: str) -> str:
     return text
 
 
-_Listed = BeforeValidator(_as_list)
+_Texts = BeforeValidator(_texts)
 _Pattern = Annotated[str, Field(min_length=1, max_length=MAX_PATTERN)]
 _LabelPattern = Annotated[str, Field(max_length=MAX_PATTERN)]
 _Size = Field(min_length=1, max_length=MAX_PATTERNS)
 
-Patterns = Annotated[tuple[_Pattern, ...], _Listed, _Size]
+Patterns = Annotated[tuple[_Pattern, ...], _Texts, _Size]
 """One pattern, or a list of patterns, at least one of which must match. In a pattern `*` matches any text, `?` one
 character, and `[ab]` the letter a or b. Upper and lower case differ."""
-Phases = Annotated[tuple[Annotated[Phase, BeforeValidator(_phase)], ...], _Listed, _Size]
-_LabelPatterns = Annotated[tuple[_LabelPattern, ...], _Listed, _Size]
+Phases = Annotated[tuple[Annotated[Phase, BeforeValidator(_phase)], ...], BeforeValidator(_as_list), _Size]
+_LabelPatterns = Annotated[tuple[_LabelPattern, ...], _Texts, _Size]
 _Labels = Annotated[Mapping[_Pattern, _LabelPatterns], Field(min_length=1, max_length=MAX_LABELS)]
-_Modes = Annotated[tuple[Annotated[_Pattern, AfterValidator(partial(_one_of, MODES))], ...], _Listed, _Size]
-_Kinds = Annotated[tuple[Annotated[_Pattern, AfterValidator(partial(_one_of, _ERROR_KINDS))], ...], _Listed, _Size]
+_Modes = Annotated[tuple[Annotated[_Pattern, AfterValidator(partial(_one_of, MODES))], ...], _Texts, _Size]
+_Kinds = Annotated[tuple[Annotated[_Pattern, AfterValidator(partial(_one_of, _ERROR_KINDS))], ...], _Texts, _Size]
 
 
 class _Keys(BaseModel):
@@ -153,12 +160,9 @@ class Conditions(_Keys):
     error: ErrorKeys | None = None
     duration: DurationKeys | None = None
 
-    _tests: tuple[_Test, ...] = PrivateAttr(())
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Prepare the tests, so that an event costs little."""
-        del context
-        self._tests = tuple(self._make_tests())
+    @cached_property  # not a private attribute, which pydantic finds slowly
+    def _tests(self) -> tuple[_Test, ...]:
+        return tuple(self._make_tests())
 
     @model_validator(mode="after")
     def _has_a_key(self) -> Self:
@@ -245,6 +249,10 @@ class Matcher(Conditions):
         if self.not_ is not None:
             yield _not_test(self.not_)
 
+    def unknown(self, event: Event) -> tuple[str, ...]:
+        excluded = () if self.not_ is None else tuple(f"not.{key}" for key in self.not_.unknown(event))
+        return tuple(key for key in super().unknown(event) if key != "not") + excluded
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -295,7 +303,7 @@ class Index(Generic[T]):
         for place, (matcher, value) in enumerate(entries):
             key = next((key for key in _INDEXED if matcher.exact(key) is not None), "")
             projects = matcher.exact("project") or {""}
-            for phase in matcher.phase or Phase:
+            for phase in set(matcher.phase) or Phase:
                 for text in matcher.exact(key) or {""} if key else {""}:
                     self._entries.setdefault((key, text, phase.value), []).append((place, value))
                 if key in _NAMES:
@@ -339,7 +347,7 @@ def _text_test(key: str, fact: Fact, patterns: tuple[str, ...]) -> _Test:
 def _accepts(patterns: tuple[str, ...]) -> Callable[[str | None], object]:
     """Return the function that says whether one of the patterns matches a text. None, an absent text, matches none."""
     if not any(map(_is_glob, patterns)):
-        return frozenset(patterns).__contains__
+        return patterns.__contains__ if len(patterns) < 5 else frozenset(patterns).__contains__
     matches = re.compile("|".join(map(translate, patterns))).match
     return lambda text: text is not None and matches(text)
 

@@ -1,0 +1,362 @@
+"""Matchers: every key against a naive model, the traps of three-valued logic and of patterns, and the index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
+from dispatcher.model.phase import TERMINAL, Phase
+from dispatcher.parsing.validation_errors import every_problem
+from dispatcher.rules.matcher import MAX_EXPRESSION_STEPS, SEARCHED, Index, Matcher
+from tests.support.builders import NOW, a_launch_plan, an_event, an_execution
+
+UNKNOWN = "unknown"
+ABSENT = None
+TEXTS = ("a", "b", "ab", "A", "a.b", "[a]")
+PATTERNS = st.sampled_from([*TEXTS, "*", "a*", "?", "[ab]", "[!a]", "[", "[[]a]", "**"])
+
+
+def a_matcher(**keys: Any) -> Matcher:
+    return Matcher.model_validate({key.rstrip("_"): value for key, value in keys.items()})
+
+
+def entity(name: str, version: str = "") -> EntityId:
+    return EntityId(project="p", domain="d", name=name, version=version)
+
+
+@st.composite
+def events(draw: st.DrawFn) -> tuple[Event, dict[str, Any]]:
+    """An event, and all that is known of it: a mapping from a key to its value, to ABSENT or to UNKNOWN."""
+    looked_up = draw(st.booleans())
+    missing = ABSENT if looked_up else UNKNOWN
+    maybe = st.none() | st.sampled_from(TEXTS)
+    phase = draw(st.sampled_from(sorted(TERMINAL)))
+    project, domain = draw(st.sampled_from(TEXTS)), draw(st.sampled_from(TEXTS))
+    plan, workflow, version = draw(maybe), draw(maybe), draw(maybe)
+    principal, mode = draw(maybe), draw(st.sampled_from([None, "manual", "child"]))
+    parent = draw(st.none() | st.just(ExecutionId(project="p", domain="d", name="n")))
+    labels = draw(st.dictionaries(st.sampled_from("xy"), st.sampled_from([*TEXTS, ""])))
+    seconds = draw(st.none() | st.integers(-5, 20))
+    code, message, kind = draw(maybe), draw(maybe), draw(st.sampled_from([None, "USER", "SYSTEM"]))
+    event = Event(
+        execution=ExecutionId(project=project, domain=domain, name="n"),
+        phase=phase,
+        occurred_at=NOW,
+        launch_plan=entity(plan, version or "") if plan else None,
+        workflow=entity(workflow) if workflow else None,
+        principal=principal or "",
+        mode=mode or "",
+        parent=parent,
+        labels=labels,
+        started_at=None if seconds is None else NOW - timedelta(seconds=seconds),
+        error=ExecutionError(code=code or "", message=message or "", kind=kind) if kind else None,
+        looked_up=looked_up,
+    )
+    failed = phase is not Phase.SUCCEEDED
+    known = {
+        "phase": phase,
+        "project": project,
+        "domain": domain,
+        "launch_plan": plan or missing,
+        "workflow": workflow or missing,
+        "version": (version if plan else None) or missing,
+        "principal": principal or missing,
+        "mode": mode or missing,
+        "parent": parent or missing,
+        "duration": missing if seconds is None else max(seconds, 0),
+        "error.kind": (kind or missing) if failed else ABSENT,
+        "error.code": ((kind and code) or missing) if failed else ABSENT,
+        "error.message": ((kind and message) or missing) if failed else ABSENT,
+        "labels.x": labels.get("x") if labels else missing,
+        "labels.y": labels.get("y") if labels else missing,
+    }
+    return event, known
+
+
+def a_list(of: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    return of | st.lists(of, min_size=1, max_size=6)
+
+
+KEYS: dict[str, st.SearchStrategy[Any]] = {
+    "phase": a_list(st.sampled_from(sorted(TERMINAL))),
+    **{key: a_list(PATTERNS) for key in ("project", "domain", "launch_plan", "workflow", "version", "principal")},
+    "mode": a_list(st.sampled_from(["manual", "ch*", "*"])),
+    "parent": st.sampled_from(["none", "any"]),
+    "labels": st.dictionaries(st.sampled_from("xy"), a_list(PATTERNS | st.just("")), min_size=1),
+    "duration": st.fixed_dictionaries({"longer_than": st.integers(0, 9), "shorter_than": st.integers(10, 20)}),
+    "error": st.fixed_dictionaries(
+        {"kind": a_list(st.sampled_from(["USER", "S*"]))},
+        optional={"code": a_list(PATTERNS), "message": st.sampled_from(["a", "^b", "B", r"\."])},
+    ),
+}
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> dict[str, Any]:
+    keys = draw(st.lists(st.sampled_from(sorted(KEYS)), min_size=1, max_size=4, unique=True))
+    return {key: draw(KEYS[key]) for key in keys}
+
+
+MATCHERS = st.tuples(conditions(), st.none() | conditions()).map(
+    lambda pair: pair[0] if pair[1] is None else {**pair[0], "not": pair[1]}
+)
+
+
+def both(*results: bool | None) -> bool | None:
+    """Kleene's conjunction."""
+    return False if False in results else None if None in results else True
+
+
+def model_of(key: str, wanted: Any, known: Mapping[str, Any]) -> bool | None:
+    """What a key says, by the naive model."""
+    if key == "not":
+        inner = both(*(model_of(name, value, known) for name, value in wanted.items()))
+        return None if inner is None else not inner
+    if key in ("labels", "error"):
+        return both(*(model_of(f"{key}.{name}", value, known) for name, value in wanted.items()))
+    fact = known[key]
+    if fact == UNKNOWN:
+        return None
+    match key:
+        case "parent":
+            return bool((fact is ABSENT) == (wanted == "none"))
+        case "duration":
+            return fact is not ABSENT and wanted["longer_than"] < fact < wanted["shorter_than"]
+        case "error.message":
+            return fact is not ABSENT and (fact[:1] == "b" if wanted == "^b" else wanted.strip("\\") in fact)
+        case _:
+            patterns = [wanted] if isinstance(wanted, str) else wanted
+            return fact is not ABSENT and any(fnmatchcase(fact, pattern) for pattern in patterns)
+
+
+@given(events(), MATCHERS)
+@settings(max_examples=400)
+def test_a_matcher_agrees_with_the_naive_model(found: tuple[Event, dict[str, Any]], data: dict[str, Any]) -> None:
+    event, known = found
+    expected = both(*(model_of(key, wanted, known) for key, wanted in data.items()))
+    outcome = Matcher.model_validate(data).test(event)
+    assert outcome.holds is expected
+    assert bool(outcome.missed) is (expected is False)
+    assert outcome.reason
+    if expected is None:
+        assert all(key in outcome.reason for key in outcome.unknown)
+
+
+@given(st.lists(events(), min_size=1, max_size=3), st.lists(MATCHERS, max_size=8))
+def test_the_index_leaves_out_only_what_does_not_hold(
+    found: list[tuple[Event, dict[str, Any]]], data: list[dict[str, Any]]
+) -> None:
+    matchers = [Matcher.model_validate(one) for one in data]
+    index = Index([(matcher, place) for place, matcher in enumerate(matchers)])
+    for event, _ in found:
+        candidates = index.candidates(event)
+        assert candidates == sorted(set(candidates))
+        possible = {place for place, matcher in enumerate(matchers) if matcher.holds(event) is not False}
+        assert possible <= set(candidates)
+
+
+def test_among_10_000_exact_matchers_an_event_has_few_candidates() -> None:
+    def keys(place: int) -> dict[str, Any]:
+        name = {"project": f"p{place % 50}"} if place % 2 else {"launch_plan": f"lp{place % 200}"}
+        return {**name, "phase": "FAILED", "domain": "production"}
+
+    index = Index([(a_matcher(**keys(place)), place) for place in range(10_000)])
+    hit = an_event(launch_plan=a_launch_plan("lp8"))
+    assert index.candidates(hit) == list(range(8, 10_000, 200))
+    assert index.candidates(an_event(launch_plan=a_launch_plan("other"))) == []
+    assert index.candidates(an_event(Phase.ABORTED, launch_plan=a_launch_plan("lp8"))) == []
+    in_project = an_event().model_copy(update={"execution": an_execution(project="p3"), "looked_up": True})
+    assert index.candidates(in_project) == list(range(3, 10_000, 50))
+    assert len(index.candidates(an_event())) == 5000, "the launch plan isn't known: each of these matchers may hold"
+
+
+LOOKED_UP = an_event(looked_up=True)
+LABELLED = an_event(labels={"team": "ml", "tier": "3"})
+TASK = an_event(launch_plan=a_launch_plan().model_copy(update={"resource_type": "TASK"}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "event", "holds"),
+    [
+        ({"not_": {"labels": {"tier": "3"}}}, an_event(), None),
+        ({"not_": {"labels": {"tier": "3"}}}, LOOKED_UP, True),
+        ({"not_": {"labels": {"tier": "3"}}}, LABELLED, False),
+        ({"not_": {"labels": {"squad": "a"}}}, LABELLED, True),  # one label says that all are known
+        ({"labels": {"squad": "*"}}, LABELLED, False),
+        ({"labels": {"tier": ["1", "[23]"]}}, LABELLED, True),
+        ({"labels": {"Team": "ml"}}, LABELLED, False),
+        ({"labels": {"team": "ML"}}, LABELLED, False),
+        ({"labels": {"a.b/c": ""}}, an_event(labels={"a.b/c": ""}), True),
+        ({"labels": {"list": "a, b"}}, an_event(labels={"list": "a, b"}), True),  # a value with a comma is one value
+        ({"launch_plan": "*"}, an_event(), None),
+        ({"launch_plan": "*"}, LOOKED_UP, False),  # absent matches no pattern
+        ({"not_": {"launch_plan": "*"}}, LOOKED_UP, True),
+        ({"launch_plan": "train.*"}, TASK, False),  # a task has no launch plan
+        ({"not_": {"launch_plan": "train.*"}}, TASK, True),
+        ({"version": "v1.*"}, TASK, True),
+        ({"parent": "none"}, an_event(), None),
+        ({"parent": "none"}, LOOKED_UP, True),
+        ({"parent": "any"}, LOOKED_UP, False),
+        ({"not_": {"parent": "any"}}, LOOKED_UP, True),
+        ({"project": "FLYTESNACKS"}, LOOKED_UP, False),
+        ({"project": "flyte"}, LOOKED_UP, False),  # the whole text must match
+        ({"project": ["other", "flyte*"]}, LOOKED_UP, True),
+        ({"project": "other,flyte*"}, LOOKED_UP, False),
+        ({"launch_plan": "a[0]"}, an_event(launch_plan=a_launch_plan("a[0]")), False),  # [0] is a set of characters
+        ({"launch_plan": "a[[]0]"}, an_event(launch_plan=a_launch_plan("a[0]")), True),
+        ({"launch_plan": "a[0"}, an_event(launch_plan=a_launch_plan("a[0")), True),
+        ({"launch_plan": "a*b"}, an_event(launch_plan=a_launch_plan("a\nb")), True),
+        ({"launch_plan": "a"}, an_event(launch_plan=a_launch_plan("a\n")), False),
+        ({"phase": "failed"}, LOOKED_UP, True),  # phases are read in any case, as everywhere
+        ({"phase": "SUCCEEDED", "principal": "x"}, an_event(), False),  # a key that is known decides
+        ({"phase": "SUCCEEDED", "not_": {"principal": "x"}}, an_event(), False),
+        ({"not_": {"phase": "SUCCEEDED", "principal": "x"}}, an_event(), True),
+        ({"not_": {"phase": "FAILED", "principal": "x"}}, an_event(), None),
+        ({"error": {"kind": "UNKNOWN"}}, an_event(Phase.SUCCEEDED, error=ExecutionError()), False),
+        ({"not_": {"error": {"message": "."}}}, an_event(Phase.SUCCEEDED), True),
+        ({"not_": {"error": {"message": "."}}}, an_event(Phase.ABORTED), None),
+        ({"error": {"message": "oom"}}, an_event(error=ExecutionError(message="an OOM kill")), False),
+        ({"error": {"message": "(?i)oom"}}, an_event(error=ExecutionError(message="an OOM kill")), True),
+        ({"error": {"message": "a.b"}}, an_event(error=ExecutionError(message="a\nb")), False),
+        ({"error": {"message": "(?s)a.b"}}, an_event(error=ExecutionError(message="a\nb")), True),
+        ({"error": {"message": "x"}}, an_event(error=ExecutionError(message="\ud800 x")), True),
+        ({"error": {"message": "^.ü$"}}, an_event(error=ExecutionError(message="éü")), True),
+        ({"duration": {"longer_than": "1h"}}, an_event(started_at=NOW - timedelta(hours=1)), False),
+        ({"duration": {"longer_than": "1h"}}, an_event(started_at=NOW - timedelta(seconds=3601)), True),
+        ({"duration": {"shorter_than": "1s"}}, an_event(started_at=NOW + timedelta(hours=1)), True),  # clocks differ
+        ({"duration": {"shorter_than": "1s"}}, an_event(), None),
+        ({"not_": {"duration": {"shorter_than": "1s"}}}, LOOKED_UP, True),
+    ],
+)
+def test_traps(keys: dict[str, Any], event: Event, holds: bool | None) -> None:
+    assert a_matcher(**keys).holds(event) is holds
+
+
+NOBODY_SAYS_IT = "neither the event nor FlyteAdmin (rules.flyte_admin) says it"
+
+
+@pytest.mark.parametrize(
+    ("keys", "event", "reason"),
+    [
+        ({"domain": "staging"}, an_event(), "domain is production, not staging"),
+        ({"domain": ["a", "b", "c*"], "principal": "x"}, an_event(), "domain is production, not a, b or c*"),
+        ({"domain": list("abcdefgh")}, an_event(), "domain is production, not a, b, c, d, e or one of 3 more"),
+        ({"domain": "x", "project": "y"}, an_event(), "project is flytesnacks, not y; domain is production, not x"),
+        ({"phase": ["ABORTED", "SUCCEEDED"]}, an_event(), "phase is FAILED, not ABORTED or SUCCEEDED"),
+        ({"launch_plan": "a"}, LOOKED_UP, "launch_plan is absent, not a"),
+        ({"labels": {"team": "web", "tier": "*"}}, LABELLED, "labels.team is ml, not web"),
+        ({"labels": {"a": "b"}}, an_event(labels={"a": ""}), "labels.a is empty, not b"),
+        ({"labels": {"a": "b"}}, an_event(labels={"a": "x" * 100_000}), f"labels.a is {'x' * 60}…, not b"),
+        ({"parent": "any"}, LOOKED_UP, "parent is absent, not any"),
+        ({"parent": "none"}, an_event(parent=an_execution("up")), "parent is flytesnacks/production/up, not none"),
+        (
+            {"duration": {"longer_than": "1h", "shorter_than": "2h"}},
+            an_event(started_at=NOW - timedelta(minutes=3)),
+            "duration is 0:03:00, not longer than 1:00:00 and shorter than 2:00:00",
+        ),
+        (
+            {"error": {"message": "OOM"}},
+            an_event(error=ExecutionError(message="secret")),
+            "error.message does not match OOM",
+        ),
+        ({"not_": {"domain": "prod*", "phase": "FAILED"}}, an_event(), "excluded by not: phase and domain match"),
+        ({"domain": "prod*", "phase": "FAILED", "not_": {"phase": "ABORTED"}}, an_event(), "phase and domain match"),
+        ({"not_": {"phase": "ABORTED"}}, an_event(), "nothing of not matches"),
+        (
+            {"principal": "x", "not_": {"mode": "child", "labels": {"a": "b"}}},
+            an_event(),
+            f"principal, not.mode and not.labels.a aren't known: {NOBODY_SAYS_IT}",
+        ),
+    ],
+)
+def test_reasons(keys: dict[str, Any], event: Event, reason: str) -> None:
+    assert a_matcher(**keys).test(event).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({}, "has no key"),
+        ({"not": {}}, "not: has no key"),
+        ({"not": {"project": "a", "not": {"domain": "b"}}}, "not.not: unknown option"),
+        ({"porject": "a"}, "porject: unknown option"),
+        ({"project": []}, "project: must not be empty"),
+        ({"project": ["a", ""]}, "project.1: must not be empty"),
+        ({"project": None}, "project: must be text, or a list of texts"),
+        ({"project": {"a": "b"}}, "project: must be text, or a list of texts"),
+        ({"project": ["a"] * 1001}, "project: must have at most 1000"),
+        ({"project": "a" * 1001}, "project.0: must have at most 1000 characters"),
+        ({"labels": {}}, "labels: must not be empty"),
+        ({"labels": {"tier": 3}}, "labels.tier: a number where text is expected: quote it"),
+        ({"labels": {"tier": ["1", 2]}}, "labels.tier.1: a number where text is expected: quote it"),
+        ({"labels": {str(name): "a" for name in range(101)}}, "labels: must have at most 100"),
+        ({"mode": "Scheduled"}, "mode.0: 'Scheduled' matches no value: did you mean scheduled?"),
+        ({"phase": "RUNNING"}, "RUNNING is not a terminal phase"),
+        ({"phase": "LOST"}, "unknown phase 'LOST'"),
+        ({"parent": "some"}, "parent: must be 'none' or 'any'"),
+        ({"error": {}}, "error: is empty"),
+        ({"error": {"kind": "user"}}, "error.kind.0: 'user' matches no value: did you mean USER?"),
+        ({"error": {"message": "("}}, "error.message: no regular expression that RE2 can read: missing ): ("),
+        ({"error": {"message": "(?=a)"}}, "error.message: no regular expression"),
+        ({"error": {"message": r"(a)\1"}}, "error.message: no regular expression"),
+        ({"error": {"message": "a" * 1001}}, "error.message: must have at most 1000 characters"),
+        ({"error": {"message": r"(\pL{1,30}x){30}"}}, "error.message: no regular expression"),
+        ({"error": {"message": f"(.{{0,{MAX_EXPRESSION_STEPS // 4}}}a){{2}}"}}, "an expression that takes too long"),
+        ({"error": {"message": "\ud800"}}, "error.message"),
+        ({"duration": {}}, "duration: is empty"),
+        ({"duration": {"longer_than": "soon"}}, "duration.longer_than: 'soon' is not a duration"),
+        ({"duration": {"longer_than": "2h", "shorter_than": "2h"}}, "or no execution matches"),
+        ({"duration": {"shorter_than": 0}}, "duration.shorter_than"),
+    ],
+)
+def test_what_is_refused(data: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Matcher.model_validate(data)
+    assert problem in every_problem(caught.value)
+
+
+@pytest.mark.parametrize(
+    "expression", ["(x+x+)+y", "(x*)*y", "(x|x|x)+y", "x{0,400}y", f"(?i){'x?' * 300}{'x' * 300}y"]
+)
+def test_an_expression_takes_linear_time_on_a_hostile_message(expression: str) -> None:
+    """Python's own `re` would not finish the first of them. A message of 1 MB is searched at both ends."""
+    matcher = a_matcher(error={"message": expression})
+    event = an_event(error=ExecutionError(message="x" * 1_000_000))
+    started = time.process_time()
+    assert matcher.holds(event) is False
+    assert time.process_time() - started < 2
+
+
+def test_a_long_message_is_searched_at_its_beginning_and_its_end() -> None:
+    matcher = a_matcher(error={"message": "killed"})
+    for before, after, holds in ((0, 10**6, True), (10**6, 0, True), (SEARCHED - 3, 10**6, False), (10, 10, True)):
+        message = f"{'-' * before}killed{'-' * after}"
+        assert matcher.holds(an_event(error=ExecutionError(message=message))) is holds
+
+
+def test_what_a_matcher_says_of_itself() -> None:
+    matcher = a_matcher(
+        project=["a", "b"],
+        launch_plan="x*",
+        phase=["FAILED"],
+        error={"code": "OOM"},
+        labels={"a": "b"},
+        not_={"mode": "child", "domain": "d"},
+    )
+    assert matcher.keys == {"project", "launch_plan", "phase", "error", "labels", "not"}
+    assert matcher.exact("project") == frozenset({"a", "b"})
+    assert matcher.exact("launch_plan") is None
+    assert matcher.exact("domain") is None
+    assert matcher.exact("phase") == frozenset({"FAILED"})
+    assert matcher.keys_needing_admin() == {"launch_plan", "labels", "mode"}
+    of_all_phases = a_matcher(error={"code": "OOM"})
+    assert of_all_phases.keys_needing_admin() == {"error"}, "Flyte's events of aborts have no error"
