@@ -1,4 +1,4 @@
-"""What is known of an event's execution, by the keys of matchers.
+"""The facts about an event's execution, by the keys of matchers.
 
 A fact has a value, or is absent (None), or isn't known (`UNKNOWN`). Flyte's events lack most facts (see `Event`), so an
 empty field only means that the fact is absent if FlyteAdmin was asked about the execution (`Event.looked_up`).

@@ -7,40 +7,44 @@ hold (Kleene's three-valued logic). So an unknown fact matches nothing, and neit
 from __future__ import annotations
 
 import operator
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from fnmatch import fnmatchcase, translate
-from functools import cached_property, lru_cache, partial
+from fnmatch import fnmatchcase
+from functools import cached_property, partial
 from itertools import chain
 from operator import itemgetter
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dispatcher.model.event import MODES, Event, ExecutionId
+from dispatcher.model.event import MODES, Event
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.nearest import nearest
 from dispatcher.parsing.scalars import why_not_text
-from dispatcher.rules.facts import ALWAYS_KNOWN, FACTS, UNKNOWN, Fact, label
+from dispatcher.rules.facts import ALWAYS_KNOWN, FACTS, UNKNOWN, label
+from dispatcher.rules.key_tests import (
+    KeyTest,
+    compiled,
+    duration_test,
+    is_glob,
+    joined,
+    message_test,
+    parent_test,
+    text_test,
+)
 
 MAX_PATTERN = 1000
 """Maximum number of characters of a pattern, of a label's name and of a regular expression."""
 MAX_PATTERNS = 1000
 """Maximum number of patterns of one key."""
 MAX_LABELS = 100
-MAX_EXPRESSION_MEMORY = 2**20
-"""Maximum number of bytes of a compiled regular expression and its states. Most need a few thousand."""
-MAX_EXPRESSION_STEPS = 2000
-"""Maximum number of instructions of a compiled regular expression. A search takes at most about this number of steps for
-each byte."""
-SEARCHED = 16 * 1024
-"""A regular expression is searched for in this many characters of an error message's beginning, and of its end."""
-_SHOWN = 60
-"""Maximum number of characters of a value in a reason."""
-_SHOWN_PATTERNS = 5
+_TEXT_KEYS = ("phase", "project", "domain", "launch_plan", "workflow", "version", "principal", "mode")
+"""The keys that have patterns, or phases. Those that cost least come first."""
+_NAMES = ("launch_plan", "workflow")
+_INDEXED = (*_NAMES, "project")
+"""The keys that matchers are found by, the most selective first."""
 _ERROR_KINDS = ("UNKNOWN", "USER", "SYSTEM")
 
 T = TypeVar("T")
@@ -70,7 +74,7 @@ def _one_of(values: Sequence[str], pattern: str) -> str:
 
 
 def _expression(text: str) -> str:
-    _compiled(text)
+    compiled(text)
     return text
 
 
@@ -109,6 +113,14 @@ class ErrorKeys(_Keys):
             raise ValueError("is empty: give kind, code or message")
         return self
 
+    def tests(self) -> Iterator[KeyTest]:
+        """Yield the tests of the keys that are given."""
+        for key, patterns in (("error.kind", self.kind), ("error.code", self.code)):
+            if patterns:
+                yield text_test(key, FACTS[key], patterns)
+        if self.message is not None:
+            yield message_test(self.message)
+
 
 class DurationKeys(_Keys):
     """How long the execution ran."""
@@ -123,17 +135,6 @@ class DurationKeys(_Keys):
         if self.longer_than is not None and self.shorter_than is not None and self.longer_than >= self.shorter_than:
             raise ValueError("longer_than must be shorter than shorter_than, or no execution matches")
         return self
-
-
-class _Test(NamedTuple):
-    """The test that one key makes."""
-
-    key: str
-    fact: Fact
-    wanted: Callable[[Any], object]
-    """Returns something true if the fact is as the key wants it. Not called if the fact is UNKNOWN."""
-    missed: Callable[[Any], str]
-    """Returns a sentence about a fact that is not as the key wants it."""
 
 
 class Conditions(_Keys):
@@ -161,7 +162,7 @@ class Conditions(_Keys):
     duration: DurationKeys | None = None
 
     @cached_property  # not a private attribute, which pydantic finds slowly
-    def _tests(self) -> tuple[_Test, ...]:
+    def _tests(self) -> tuple[KeyTest, ...]:
         return tuple(self._make_tests())
 
     @model_validator(mode="after")
@@ -201,7 +202,7 @@ class Conditions(_Keys):
         None if the key is not given, or if one of its patterns has `*`, `?` or `[`.
         """
         patterns: tuple[str, ...] = getattr(self, key)
-        return frozenset(patterns) if patterns and not any(map(_is_glob, patterns)) else None
+        return frozenset(patterns) if patterns and not any(map(is_glob, patterns)) else None
 
     def missed(self, event: Event) -> tuple[str, ...]:
         """Return a sentence for each key that does not hold, such as `domain is staging, not production`."""
@@ -215,18 +216,18 @@ class Conditions(_Keys):
         """Return the keys whose facts the event lacks."""
         return tuple(test.key for test in self._tests if test.fact(event) is UNKNOWN)
 
-    def _make_tests(self) -> Iterator[_Test]:
+    def _make_tests(self) -> Iterator[KeyTest]:
         for key in _TEXT_KEYS:
             if patterns := getattr(self, key):
-                yield _text_test(key, FACTS[key], patterns)
+                yield text_test(key, FACTS[key], patterns)
         for name, patterns in self.labels.items():
-            yield _text_test(f"labels.{name}", label(name), patterns)
+            yield text_test(f"labels.{name}", label(name), patterns)
         if self.parent is not None:
-            yield _parent_test(self.parent)
+            yield parent_test(self.parent)
         if self.duration is not None:
-            yield _duration_test(self.duration)
+            yield duration_test(self.duration.longer_than, self.duration.shorter_than)
         if self.error is not None:
-            yield from _error_tests(self.error)
+            yield from self.error.tests()
 
 
 class Matcher(Conditions):
@@ -244,14 +245,17 @@ class Matcher(Conditions):
         has_error = {"error"} if self.phase and Phase.ABORTED not in self.phase else set()
         return given - ALWAYS_KNOWN - has_error - {"not"}
 
-    def _make_tests(self) -> Iterator[_Test]:
+    def _make_tests(self) -> Iterator[KeyTest]:
         yield from super()._make_tests()
         if self.not_ is not None:
-            yield _not_test(self.not_)
+            reason = _matched(self.not_)
+            yield KeyTest("not", partial(_holds, self.not_), operator.not_, lambda _: f"excluded by not: {reason}")
 
     def unknown(self, event: Event) -> tuple[str, ...]:
-        excluded = () if self.not_ is None else tuple(f"not.{key}" for key in self.not_.unknown(event))
-        return tuple(key for key in super().unknown(event) if key != "not") + excluded
+        keys = super().unknown(event)
+        if self.not_ is None or "not" not in keys:
+            return keys
+        return (*(key for key in keys if key != "not"), *(f"not.{key}" for key in self.not_.unknown(event)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +283,17 @@ class Outcome:
         if self.holds is None:
             verb = "isn't" if len(self.unknown) == 1 else "aren't"
             return (
-                f"{_joined(self.unknown, 'and')} {verb} known: "
+                f"{joined(self.unknown, 'and')} {verb} known: "
                 "neither the event nor FlyteAdmin (rules.flyte_admin) says it"
             )
         if not self.holds:
             return "; ".join(self.missed)
         return _matched(self.matcher)
+
+
+_Table = dict[tuple[str, str, str], list[tuple[int, T]]]
+"""Mapping from a key, one of its values and a phase to entries, each with its place among all entries."""
+_ANY = frozenset({""})
 
 
 class Index(Generic[T]):
@@ -296,19 +305,16 @@ class Index(Generic[T]):
 
     def __init__(self, entries: Iterable[tuple[Conditions, T]]) -> None:
         """`entries`: the matchers, each with the value that `candidates` returns for it."""
-        self._entries: dict[tuple[str, str, str], list[tuple[int, T]]] = {}
-        """Mapping from a key, its value and a phase to entries with their places."""
-        self._if_unknown: dict[tuple[str, str, str], list[tuple[int, T]]] = {}
-        """Mapping from a key whose fact isn't known, a project (or an empty text for any) and a phase to entries."""
+        self._entries: _Table[T] = {}
+        self._if_unknown: _Table[T] = {}
+        """The entries of matchers of launch plans or workflows, by project, for events that don't name theirs."""
         for place, (matcher, value) in enumerate(entries):
-            key = next((key for key in _INDEXED if matcher.exact(key) is not None), "")
-            projects = matcher.exact("project") or {""}
-            for phase in set(matcher.phase) or Phase:
-                for text in matcher.exact(key) or {""} if key else {""}:
-                    self._entries.setdefault((key, text, phase.value), []).append((place, value))
-                if key in _NAMES:
-                    for project in projects:
-                        self._if_unknown.setdefault((key, project, phase.value), []).append((place, value))
+            entry, phases = (place, value), [phase.value for phase in set(matcher.phase) or Phase]
+            exact = ((key, texts) for key in _INDEXED if (texts := matcher.exact(key)) is not None)
+            key, texts = next(exact, ("", _ANY))
+            _add(self._entries, key, texts, phases, entry)
+            if key in _NAMES:
+                _add(self._if_unknown, key, matcher.exact("project") or _ANY, phases, entry)
         self._names = [name for name in _NAMES if any(key == name for key, _, _ in self._entries)]
 
     def candidates(self, event: Event) -> list[T]:
@@ -329,129 +335,19 @@ class Index(Generic[T]):
         return [value for _, value in ordered]
 
 
-_TEXT_KEYS = ("phase", "project", "domain", "launch_plan", "workflow", "version", "principal", "mode")
-"""The keys that have patterns, or phases. Those that cost least come first."""
-_NAMES = ("launch_plan", "workflow")
-_INDEXED = (*_NAMES, "project")
-"""The keys that matchers are found by, the most selective first."""
+def _add(table: _Table[T], key: str, values: Iterable[str], phases: Sequence[str], entry: tuple[int, T]) -> None:
+    for value in values:
+        for phase in phases:
+            table.setdefault((key, value, phase), []).append(entry)
 
 
-def _text_test(key: str, fact: Fact, patterns: tuple[str, ...]) -> _Test:
-    def missed(value: str | None) -> str:
-        return f"{key} is {_shown(value)}, not {_alternatives(patterns)}"
-
-    return _Test(key, fact, _accepts(patterns), missed)
-
-
-@lru_cache(maxsize=10_000)  # many matchers have the same patterns, and compiling one takes some 100 microseconds
-def _accepts(patterns: tuple[str, ...]) -> Callable[[str | None], object]:
-    """Return the function that says whether one of the patterns matches a text. None, an absent text, matches none."""
-    if not any(map(_is_glob, patterns)):
-        return patterns.__contains__ if len(patterns) < 5 else frozenset(patterns).__contains__
-    matches = re.compile("|".join(map(translate, patterns))).match
-    return lambda text: text is not None and matches(text)
-
-
-def _is_glob(pattern: str) -> bool:
-    return any(sign in pattern for sign in "*?[")
-
-
-def _parent_test(wanted: Literal["none", "any"]) -> _Test:
-    def missed(parent: ExecutionId | None) -> str:
-        return f"parent is {_shown(parent)}, not {wanted}"
-
-    return _Test("parent", FACTS["parent"], lambda parent: (parent is None) == (wanted == "none"), missed)
-
-
-def _duration_test(keys: DurationKeys) -> _Test:
-    longer, shorter = keys.longer_than, keys.shorter_than
-
-    def wanted(duration: timedelta | None) -> bool:
-        return (
-            duration is not None and (longer is None or duration > longer) and (shorter is None or duration < shorter)
-        )
-
-    def missed(duration: timedelta | None) -> str:
-        bounds = [f"longer than {longer}"] * (longer is not None) + [f"shorter than {shorter}"] * (shorter is not None)
-        return f"duration is {_shown(duration)}, not {_joined(bounds, 'and')}"
-
-    return _Test("duration", FACTS["duration"], wanted, missed)
-
-
-def _error_tests(keys: ErrorKeys) -> Iterator[_Test]:
-    for key, patterns in (("error.kind", keys.kind), ("error.code", keys.code)):
-        if patterns:
-            yield _text_test(key, FACTS[key], patterns)
-    if keys.message is not None:
-        yield _message_test(keys.message)
-
-
-def _message_test(expression: str) -> _Test:
-    search = _compiled(expression)
-
-    def missed(message: str | None) -> str:
-        verb = "is absent, and so does not match" if message is None else "does not match"
-        return f"error.message {verb} {_shown(expression)}"
-
-    return _Test("error.message", FACTS["error.message"], lambda text: text is not None and search(text), missed)
-
-
-@lru_cache(maxsize=10_000)
-def _compiled(expression: str) -> Callable[[str], bool]:
-    """Return the function that searches for a regular expression in a text. Raises ValueError if it is invalid."""
-    import re2  # noqa: PLC0415 - only matchers with a message need it
-
-    options = re2.Options()
-    options.never_capture, options.log_errors, options.max_mem = True, False, MAX_EXPRESSION_MEMORY
-    try:
-        compiled = re2.compile(expression.encode(), options)
-    except UnicodeEncodeError:
-        raise ValueError("an expression with half a character (a lone surrogate)") from None
-    except re2.error as error:
-        raise ValueError(f"no regular expression that RE2 can read: {_words(error)}") from None
-    if compiled.programsize > MAX_EXPRESSION_STEPS:
-        raise ValueError("an expression that takes too long: use smaller repetitions {m,n} and fewer \\p{…}")
-
-    def search(text: str) -> bool:
-        parts = [text] if len(text) <= 2 * SEARCHED else [text[:SEARCHED], text[-SEARCHED:]]
-        return any(compiled.search(part.encode(errors="replace")) for part in parts)
-
-    return search
-
-
-def _not_test(excluded: Conditions) -> _Test:
-    def fact(event: Event) -> Any:
-        holds = excluded.holds(event)
-        return UNKNOWN if holds is None else holds
-
-    return _Test("not", fact, operator.not_, lambda _: f"excluded by not: {_matched(excluded)}")
+def _holds(excluded: Conditions, event: Event) -> Any:
+    """Return the fact that the key `not` tests: whether all keys below it hold."""
+    holds = excluded.holds(event)
+    return UNKNOWN if holds is None else holds
 
 
 def _matched(matcher: Conditions) -> str:
     """Return, for example, `project and phase match`."""
     keys = [key for key in matcher.tested if key != "not"]
-    return f"{_joined(keys, 'and')} {'matches' if len(keys) == 1 else 'match'}" if keys else "nothing of not matches"
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "absent"
-    text = str(value)
-    return f"{text[:_SHOWN]}…" if len(text) > _SHOWN else text or "empty"
-
-
-def _alternatives(patterns: Sequence[str]) -> str:
-    shown = [_shown(pattern) for pattern in patterns[:_SHOWN_PATTERNS]]
-    more = len(patterns) - len(shown)
-    return _joined([*shown, f"one of {more} more"] if more else shown, "or")
-
-
-def _joined(words: Sequence[str], conjunction: str) -> str:
-    *others, last = words
-    return f"{', '.join(others)} {conjunction} {last}" if others else last
-
-
-def _words(error: Exception) -> str:
-    """Return the words of an error of re2, which has bytes in place of text."""
-    (words,) = error.args
-    return words.decode(errors="replace") if isinstance(words, bytes) else str(words)
+    return f"{joined(keys, 'and')} {'matches' if len(keys) == 1 else 'match'}" if keys else "nothing of not matches"

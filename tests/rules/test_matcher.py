@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.validation_errors import every_problem
-from dispatcher.rules.matcher import MAX_EXPRESSION_STEPS, SEARCHED, Index, Matcher
+from dispatcher.rules.key_tests import MAX_EXPRESSION_STEPS, SEARCHED
+from dispatcher.rules.matcher import Index, Matcher
 from tests.support.builders import NOW, a_launch_plan, an_event, an_execution
 
 UNKNOWN = "unknown"
