@@ -197,6 +197,8 @@ def _print_event(explanation: Explanation) -> None:
             ),
             ("workflow", _path(event.get("workflow"))),
             ("principal", event.get("principal")),
+            ("mode", event.get("mode")),
+            ("parent", _path(event.get("parent"))),
             ("error", summarize((event.get("error") or {}).get("message", "")).summary),
             ("recorded", _time(event.get("recorded_at"))),
             ("received", _time(event.get("received_at"))),

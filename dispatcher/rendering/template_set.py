@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from channels.common.comma_list import comma_list
 from dispatcher.model.event import Event
-
-Patterns = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
-"""Patterns, at least one of which must match. An empty list matches everything. `*` matches any text, `?` matches one
-character, and `[ab]` matches the letter a or b."""
+from dispatcher.rules.matcher import Matcher, Patterns
 
 
-class TemplateSet(BaseModel):
-    """Template folders, and the conditions under which they apply. All given conditions must match."""
+class TemplateSet(Matcher):
+    """Template folders, and the keys that must all hold for the event and the recipient."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    project: Patterns = ()
-    domain: Patterns = ()
-    launch_plan: Patterns = ()
-    """Patterns for the launch plan's name. If an event has no launch plan, only the pattern `*` matches."""
-    labels: Mapping[str, str] = Field(default_factory=dict)
-    """Mapping from a label's name to a pattern. The execution must have each of these labels, with a matching value."""
     recipient: Patterns = ()
     """Patterns for the recipient as a rule writes it: a mail address, `#channel`, or the alias of a PagerDuty service.
     Upper and lower case count as equal."""
@@ -35,30 +23,19 @@ class TemplateSet(BaseModel):
     """Template folders, with the layout of the built-in `templates/`."""
 
     @model_validator(mode="after")
-    def _has_a_condition(self) -> Self:
-        if not (self.project or self.domain or self.launch_plan or self.labels or self.recipient):
+    def _has_a_key(self) -> Self:
+        if not (self.keys or self.recipient):
             raise ValueError(
-                "has no condition: give project, domain, launch_plan, labels or recipient, or use templates.path"
+                "would apply to every message: give a key, such as project or recipient, or templates.path"
             )
         return self
 
     def applies_to(self, event: Event, recipient: str) -> bool:
-        """True if all conditions match.
+        """True if all keys hold.
 
         `recipient`: the recipient as the rule writes it; empty if the message goes to no particular recipient.
         """
-        execution = event.execution
-        return (
-            _matches(self.project, execution.project)
-            and _matches(self.domain, execution.domain)
-            and _matches(self.launch_plan, event.launch_plan.name if event.launch_plan is not None else "")
-            and all(
-                name in event.labels and fnmatchcase(event.labels[name], pattern)
-                for name, pattern in self.labels.items()
-            )
-            and _matches(tuple(pattern.casefold() for pattern in self.recipient), recipient.casefold())
-        )
+        return self.holds(event) is True and self._is_for(recipient.casefold())
 
-
-def _matches(patterns: tuple[str, ...], text: str) -> bool:
-    return not patterns or any(fnmatchcase(text, pattern) for pattern in patterns)
+    def _is_for(self, recipient: str) -> bool:
+        return not self.recipient or any(fnmatchcase(recipient, pattern.casefold()) for pattern in self.recipient)

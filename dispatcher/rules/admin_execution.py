@@ -10,6 +10,9 @@ from typing import Any
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.rules.rulebook import Rule
 
+_COMPLETED = ("launch_plan", "workflow", "principal", "labels", "error", "mode", "parent", "reference_execution")
+"""The fields of an event that FlyteAdmin's data fill in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminExecution:
@@ -33,6 +36,10 @@ class AdminExecution:
     empty."""
     own: bool = False
     """True if `rules` is the execution's own list. False if `rules` is the launch plan's list."""
+    mode: str = ""
+    """How the execution was started: one of `MODES`."""
+    parent: ExecutionId | None = None
+    """The execution that started this one."""
     reference_execution: ExecutionId | None = None
     """The execution that this one recovers or relaunches."""
     disabled: bool = False
@@ -41,14 +48,17 @@ class AdminExecution:
     """The launch plan's rules, if the execution's own list or `disable_all` overrides them."""
 
     def complete(self, event: Event) -> Event:
-        """Return the event, with its empty fields filled in from FlyteAdmin's data. Fields with a value are kept."""
-        added: dict[str, Any] = {}
-        for name in ("launch_plan", "workflow", "principal", "labels", "error", "reference_execution"):
+        """Return the event, with its empty fields filled in from FlyteAdmin's data. Fields with a value are kept.
+
+        A field that is still empty is known to be absent.
+        """
+        added: dict[str, Any] = {"looked_up": True}
+        for name in _COMPLETED:
             if not getattr(event, name) and getattr(self, name):
                 added[name] = getattr(self, name)
         if event.started_at is None and (started := self._start_time(event.occurred_at)) is not None:
             added["started_at"] = started
-        return event.model_copy(update=added) if added else event
+        return event.model_copy(update=added)
 
     def _start_time(self, finished_at: datetime) -> datetime | None:
         """Return when the execution started.

@@ -36,7 +36,8 @@ def template_folder(folder: Path, text: str, file: str = "email/subject.txt.j2")
     ("conditions", "applies"),
     [
         ({"project": ["flytesnacks"]}, True),
-        ({"project": "other, flyte*"}, True),
+        ({"project": ["other", "flyte*"]}, True),
+        ({"project": "other, flyte*"}, False),
         ({"project": ["flyte"]}, False),
         ({"domain": ["prod*"]}, True),
         ({"domain": ["staging"]}, False),
@@ -45,6 +46,12 @@ def template_folder(folder: Path, text: str, file: str = "email/subject.txt.j2")
         ({"labels": {"team": "data-*"}}, True),
         ({"labels": {"team": "ops"}}, False),
         ({"labels": {"squad": "*"}}, False),
+        ({"phase": "FAILED", "error": {"message": "learning rate"}}, True),
+        ({"phase": "SUCCEEDED"}, False),
+        ({"mode": "manual"}, False),  # not known
+        ({"not": {"mode": "child"}}, False),
+        ({"not": {"labels": {"team": "data-*"}}}, False),
+        ({"not": {"labels": {"team": "ops"}}, "recipient": "jane@*"}, True),
         ({"recipient": ["*@EXAMPLE.com"]}, True),
         ({"recipient": ["#alerts"]}, False),
         ({"project": ["flytesnacks"], "domain": ["staging"]}, False),
@@ -87,7 +94,7 @@ def test_if_a_template_of_a_set_fails_the_built_in_one_is_used(tmp_path: Path) -
 
 
 def test_a_template_set_without_a_condition_or_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="has no condition"):
+    with pytest.raises(ValidationError, match="would apply to every message"):
         TemplateSet(path=(tmp_path,))
     with pytest.raises(ValidationError, match="path"):
         TemplateSet(project=("p",), path=())

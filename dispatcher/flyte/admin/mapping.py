@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 
 from dispatcher.flyte.admin.errors import PermanentError
-from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
+from dispatcher.model.event import MODES, EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.notification import Notification, excess
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.validation_errors import first_problem
@@ -41,7 +41,9 @@ def execution_of(message: Any) -> AdminExecution:
             excess=too_many and f"{too_many}, by FlyteAdmin",
             own=bool(spec.notifications.notifications),
             disabled=spec.disable_all,
-            reference_execution=_reference(spec.metadata),
+            mode=_mode(spec.metadata),
+            parent=_execution(spec.metadata.parent_node_execution.execution_id),
+            reference_execution=_execution(spec.metadata.reference_execution),
         )
     except (ValidationError, ValueError, OverflowError) as error:
         words = first_problem(error) if isinstance(error, ValidationError) else str(error)
@@ -66,19 +68,25 @@ def terminal_event_of(message: Any) -> Event:
             principal=message.spec.metadata.principal,
             labels=dict(message.spec.labels.values),
             started_at=_time(closure, "started_at"),
-            reference_execution=_reference(message.spec.metadata),
+            mode=_mode(message.spec.metadata),
+            parent=_execution(message.spec.metadata.parent_node_execution.execution_id),
+            reference_execution=_execution(message.spec.metadata.reference_execution),
         )
     except (ValidationError, ValueError, OverflowError) as error:
         words = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise PermanentError(f"an execution that FlyteAdmin lists can't be understood: {words}") from None
 
 
-def _reference(metadata: Any) -> ExecutionId | None:
-    """Return the execution that a recovery or relaunch refers to (flyteidl `ExecutionMetadata`), or None."""
-    reference = metadata.reference_execution
-    if not reference.name:
+def _mode(metadata: Any) -> str:
+    """Return how the execution was started (flyteidl `ExecutionMetadata`); empty if a newer Flyte has another mode."""
+    return MODES[metadata.mode] if metadata.mode < len(MODES) else ""
+
+
+def _execution(identity: Any) -> ExecutionId | None:
+    """Convert a `flyteidl.core.WorkflowExecutionIdentifier`. Returns None if it is not set."""
+    if not identity.name:
         return None
-    return ExecutionId(project=reference.project, domain=reference.domain, name=reference.name)
+    return ExecutionId(project=identity.project, domain=identity.domain, name=identity.name)
 
 
 def finished_between(since: datetime, until: datetime) -> str:

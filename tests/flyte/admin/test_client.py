@@ -10,6 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+from google.protobuf.json_format import ParseDict
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
@@ -27,6 +29,7 @@ from tests.support.servers import TcpProxy
 
 EXECUTION = an_execution()
 RENDERER = Renderer(CHANNEL_TYPES)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 OWN = {"phases": ["FAILED"], "email": {"recipientsEmail": ["own@example.com"]}}
 
 
@@ -91,6 +94,33 @@ async def test_a_bare_event_is_completed_with_the_details_for_templates(
     assert event.error is not None
     assert (event.error.code, event.error.kind) == ("USER:Unknown", "USER")
     assert "bad learning rate" in event.error.message
+    assert (event.mode, event.parent, event.looked_up) == ("manual", None, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "mode"),
+    [
+        *enumerate(["manual", "scheduled", "system", "relaunch", "child", "recovered", "trigger"]),
+        (99, ""),  # of a newer Flyte
+    ],
+)
+async def test_the_mode_and_the_parent_are_read(
+    server: LocalFlyteAdmin, admin: FlyteAdmin, number: int, mode: str
+) -> None:
+    parent = {"project": "other", "domain": "staging", "name": "up"}
+    execution = server.add(a_finished_execution(closure={"updatedAt": "2026-11-20T09:14:21Z"}))
+    execution.spec.metadata.mode = number
+    assert (await look_up(admin)).parent is None
+    execution.spec.metadata.parent_node_execution.execution_id.MergeFrom(
+        ParseDict(parent, WorkflowExecutionIdentifier())
+    )
+    answer = await look_up(admin)
+    assert (answer.mode, str(answer.parent)) == (mode, "other/staging/up")
+    (listed,) = (await admin.list_finished("flytesnacks", "production", since=LONG_AGO, until=datetime.now(UTC))).events
+    assert (listed.mode, listed.parent) == (mode, answer.parent)
+    assert not listed.looked_up
+    message = write(answer.complete(listed), Format.NATIVE)
+    assert decode(message.headers, message.value) == answer.complete(listed)
 
 
 async def test_the_events_own_values_are_kept(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
