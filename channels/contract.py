@@ -352,8 +352,8 @@ class ChannelType:
     change_event: Callable[[Mapping[str, Any]], Content] | None = None
     """Makes a change event's content from the variables of templates. A change event reports that a launch plan has run
     in a new version; the option `change_events` switches them on. None: the channel has none."""
-    severity: Callable[[Any, str, str, Mapping[str, str]], str | None] | None = None
-    """Returns the severity that an instance of `config` gives a phase, domain and labels; None if it gives none."""
+    severities: bool = False
+    """True if the content has a severity. The channel's options then include `severities`, which gives one to an event."""
     headline: tuple[str, ...] = ("text",)
     """The keys that lead to the text in the content that a reader sees first."""
     draw: Callable[[Content], Iterable[Block]] | None = None

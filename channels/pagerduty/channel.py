@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -57,28 +56,6 @@ _INVALID_EVENT = {"event_action": "none"}
 answer shows whether the key is known."""
 
 
-class SeverityRule(BaseModel):
-    """Sets the severity of executions that meet all conditions of the rule."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    severity: Severity
-    phases: tuple[Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"], ...] = ()
-    """The execution must have one of these phases. If empty, any phase matches."""
-    domains: tuple[str, ...] = ()
-    """The execution's domain must match one of these patterns, in which `*` matches any characters. If empty, any
-    domain matches."""
-    labels: Mapping[str, str] = Field(default_factory=dict)
-    """The execution must have each of these labels, and each label's value must match the pattern given for it."""
-
-    def matches(self, phase: str, domain: str, labels: Mapping[str, str]) -> bool:
-        return (
-            (not self.phases or phase in self.phases)
-            and (not self.domains or any(fnmatchcase(domain, pattern) for pattern in self.domains))
-            and all(fnmatchcase(labels[name], want) if name in labels else False for name, want in self.labels.items())
-        )
-
-
 class PagerDutyService(BaseModel):
     """A PagerDuty service, addressed through its Events API v2 integration."""
 
@@ -112,9 +89,6 @@ class PagerDutyConfig(BaseModel):
     change_events: bool = False
     """If true, a change event is sent when a launch plan has run in a new version for the first time. PagerDuty pages
     nobody for change events."""
-    severities: tuple[SeverityRule, ...] = ()
-    """Rules that determine the value of `severity` in templates. The first rule that matches is used. If no rule
-    matches, the value depends on the phase."""
     incident: ThreadBy = "launch_plan"
     """Whether one incident covers all executions of a launch plan or a single execution. In both cases, the launch
     plan's next success resolves the incident."""
@@ -132,10 +106,6 @@ class PagerDutyConfig(BaseModel):
         for endpoint in (CHANGE_PATH, ALERT_PATH, "/v2"):
             base = base.removesuffix(endpoint)
         return base.rstrip("/")
-
-    def severity_of(self, phase: str, domain: str, labels: Mapping[str, str]) -> Severity | None:
-        """Return the severity from the first rule in `severities` that matches; None if no rule matches."""
-        return next((rule.severity for rule in self.severities if rule.matches(phase, domain, labels)), None)
 
 
 class PagerDutyChannel(Channel):
@@ -299,7 +269,7 @@ CHANNEL_TYPE = ChannelType(
     form=FORM,
     document="event.yaml",
     change_event=change_event,
-    severity=PagerDutyConfig.severity_of,
+    severities=True,
     headline=("payload", "summary"),
     draw=draw,
     style=STYLE,

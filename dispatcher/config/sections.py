@@ -19,9 +19,11 @@ from dispatcher.flyte.admin import FlyteAdminConfig
 from dispatcher.intake.source import REST
 from dispatcher.model.rate_limit import RateLimit, RateOption
 from dispatcher.model.retry import RetryPolicy
+from dispatcher.model.severity import Severity
 from dispatcher.parsing.duration import Duration
 from dispatcher.rendering.context import PROPELLER_LABELS
 from dispatcher.rendering.template_set import TemplateSet
+from dispatcher.rules.matcher import Matcher
 
 DEFAULT_LEDGER = "sqlite+aiosqlite:///./dispatcher.db"
 _URL_WITH_PASSWORD = re.compile(r"[^:/]+://[^:/@]*:")
@@ -179,13 +181,27 @@ class DeliveryOptions(Section):
         return RateLimit(rate=self.rate, burst=self.burst, max_in_flight=max(self.concurrency // 4, 1))
 
 
+class SeverityRule(Matcher):
+    """The severity of the events for which all other keys hold."""
+
+    severity: Severity
+
+
+class SeverityOptions(DeliveryOptions):
+    """The options of channels whose content has a severity."""
+
+    severities: tuple[SeverityRule, ...] = ()
+    """Rules that determine the value of `severity` in templates. The first rule whose keys hold is used. If there is
+    none, the value depends on the phase."""
+
+
 def channel_sections() -> type[BaseModel]:
     """Create the pydantic model of the section `channels`, with one optional section for each registered channel."""
     sections: dict[str, Any] = {
         name: (
             create_model(
                 f"{name.title()}Settings",
-                __base__=(DeliveryOptions, kind.config),
+                __base__=(SeverityOptions if kind.severities else DeliveryOptions, kind.config),
                 rate=(RateOption, Field(kind.rate, validate_default=True)),
                 burst=(int, Field(kind.burst, ge=1, le=10_000)),
             )

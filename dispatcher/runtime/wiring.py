@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,18 +57,9 @@ def make_renderer(
 
 
 def _severity(settings: Settings) -> Callable[[Event], str | None]:
-    """Return a function that returns an event's severity. The first channel section that defines a severity is used."""
-    functions = [
-        partial(kind.severity, section)
-        for name, section in settings.channel_sections.items()
-        if (kind := CHANNEL_TYPES[name]).severity is not None
-    ]
-
-    def severity(event: Event) -> str | None:
-        domain, labels = event.execution.domain, event.labels
-        return next(filter(None, (function(event.phase, domain, labels) for function in functions)), None)
-
-    return severity
+    """Return a function that returns the severity of the first rule that holds, in any section with `severities`."""
+    rules = [rule for section in settings.channel_sections.values() for rule in getattr(section, "severities", ())]
+    return lambda event: next((rule.severity for rule in rules if rule.holds(event)), None)
 
 
 def make_contents(settings: Settings, template_failed: Callable[[str], None] = lambda _: None) -> Contents:

@@ -18,9 +18,9 @@ from tests.support.builders import a_launch_plan, an_event, an_execution
 
 LOGS = "https://logs.example.com/?q={project}.{domain}.{name}&from=now-1d"
 SEVERITIES = [
-    {"severity": "info", "phases": ["ABORTED"]},
-    {"severity": "warning", "domains": ["dev*", "staging"]},
-    {"severity": "critical", "phases": ["FAILED", "TIMED_OUT"], "labels": {"team": "ml-*"}},
+    {"severity": "info", "phase": "ABORTED"},
+    {"severity": "warning", "domain": ["dev*", "staging"], "not": {"labels": {"tier": "1"}}},
+    {"severity": "critical", "phase": ["FAILED", "TIMED_OUT"], "labels": {"team": "ml-*"}},
 ]
 
 
@@ -43,7 +43,9 @@ def event(phase: Phase = Phase.FAILED, *, name: str = "a1", domain: str = "produ
         (event(Phase.TIMED_OUT, team="ml-ops"), "critical"),
         (event(team="web"), "error"),
         (event(domain="development", team="ml-ops"), "warning"),
-        (event(domain="staging"), "warning"),
+        (event(domain="staging", team="web"), "warning"),
+        (event(domain="staging", tier="1"), "error"),
+        (event(domain="staging"), "error"),  # the label isn't known
         (event(Phase.ABORTED, domain="staging"), "info"),
         (event(Phase.SUCCEEDED, team="ml-ops"), "info"),
     ],
