@@ -83,7 +83,14 @@ def _check_files(settings: Settings) -> Findings:
     from channels.contract import Finding
     from channels.registry import CHANNEL_TYPES
     from dispatcher.rules.files import RuleFiles
-    from dispatcher.runtime.preflight import NO_FLYTE_ADMIN, NO_START_TIMES, problems_of, unreachable_recipients
+    from dispatcher.runtime.preflight import (
+        NO_FLYTE_ADMIN,
+        NO_START_TIMES,
+        matchers_of,
+        missing_facts,
+        problems_of,
+        unreachable_recipients,
+    )
     from dispatcher.runtime.wiring import make_planner, make_renderer, open_channels
 
     if problems := problems_of(settings):
@@ -109,8 +116,12 @@ def _check_files(settings: Settings) -> Findings:
     if admin is None:
         findings.append(("rules", Finding(NO_FLYTE_ADMIN, warning=True)))
         if any(CHANNEL_TYPES[name].pages for name in settings.channel_sections):
-            findings.append(("channels", Finding(NO_START_TIMES, warning=True)))
-    return [*findings, ("templates", Finding(""))]
+            write_line(f"channels   warning: {NO_START_TIMES}")
+    for warning in missing_facts(settings, matchers_of(settings)):
+        write_line(f"settings   warning: {settings.located(warning)}")
+    write_line("templates  ok")
+    if live and not asyncio.run(_check_connections(settings)):
+        raise typer.Exit(1)
 
 
 async def _check_connections(settings: Settings) -> Findings:

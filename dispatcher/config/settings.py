@@ -120,7 +120,8 @@ class Settings(BaseSettings):
         environment variable. `problem`: a sentence such as `ledger.url: no such folder`.
         """
         key, colon, _ = problem.partition(": ")
-        steps = tuple(key.split(".")) if colon and " " not in key else ()
+        parts = key.split(".") if colon and " " not in key else ()
+        steps = tuple(int(part) if part.isdecimal() else part for part in parts)
         return f"{self._origin.place(steps if steps and steps[0] in Settings.model_fields else ())}{problem}"
 
     @model_validator(mode="after")

@@ -28,8 +28,12 @@ Fact = Callable[[Event], Any]
 
 ALWAYS_KNOWN = frozenset({"project", "domain", "phase"})
 """The facts that every event has."""
-ONLY_FLYTE_ADMIN_KNOWS = frozenset({"workflow", "mode", "parent", "duration"})
+IN_NO_FLYTE_EVENT = frozenset({"workflow", "mode", "parent", "duration"})
 """The facts that none of Flyte's own events has."""
+IN_ENRICHED_EVENTS = frozenset({"launch_plan", "version", "labels", "principal"})
+"""The facts that Flyte's own events have in format v2, of successes or with `enrichAllWorkflowEventTypes`."""
+IN_EVENTS_OF_FAILURES = frozenset({"error"})
+"""The facts that Flyte's own events have, unless the execution was aborted."""
 
 
 def _missing(event: Event) -> Any:

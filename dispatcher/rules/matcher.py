@@ -23,7 +23,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.nearest import nearest
 from dispatcher.parsing.scalars import why_not_text
-from dispatcher.rules.facts import ALWAYS_KNOWN, FACTS, UNKNOWN, label
+from dispatcher.rules.facts import ALWAYS_KNOWN, FACTS, IN_EVENTS_OF_FAILURES, UNKNOWN, label
 from dispatcher.rules.key_tests import (
     KeyTest,
     compiled,
@@ -237,13 +237,10 @@ class Matcher(Conditions):
     """Keys that must not all hold."""
 
     def keys_needing_admin(self) -> frozenset[str]:
-        """Return the keys whose facts Flyte's own events may lack, so that FlyteAdmin must be asked.
-
-        Of Flyte's events with an error, only those of aborted executions lack it.
-        """
+        """Return the keys whose facts Flyte's own events may lack, so that FlyteAdmin must be asked."""
         given = self.keys | (self.not_.keys if self.not_ is not None else frozenset())
-        has_error = {"error"} if self.phase and Phase.ABORTED not in self.phase else set()
-        return given - ALWAYS_KNOWN - has_error - {"not"}
+        has_error = bool(self.phase) and Phase.ABORTED not in self.phase
+        return given - {"not"} - ALWAYS_KNOWN - (IN_EVENTS_OF_FAILURES if has_error else frozenset())
 
     def _make_tests(self) -> Iterator[KeyTest]:
         yield from super()._make_tests()

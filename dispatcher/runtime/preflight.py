@@ -5,7 +5,7 @@ The checks build the service's parts as the service does, and open no connection
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import Distribution, distributions
 
 from channels.registry import CHANNEL_TYPES
@@ -15,6 +15,9 @@ from dispatcher.flyte.admin import require_grpc
 from dispatcher.ledger import Backlog, Ledger
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
+from dispatcher.rules.facts import IN_ENRICHED_EVENTS, IN_EVENTS_OF_FAILURES, IN_NO_FLYTE_EVENT
+from dispatcher.rules.key_tests import joined
+from dispatcher.rules.matcher import Matcher
 from dispatcher.runtime.wiring import make_planner, open_channels
 from dispatcher.tracing import open_tracing
 
@@ -28,6 +31,17 @@ NO_START_TIMES = (
     "success of one that began earlier may resolve an incident"
 )
 """The warning about an installation that pages and does not ask FlyteAdmin."""
+
+_LACKING = (
+    (IN_NO_FLYTE_EVENT, "Flyte's events", "rules.flyte_admin"),
+    (
+        IN_ENRICHED_EVENTS,
+        "most of Flyte's events",
+        "rules.flyte_admin, or enrichAllWorkflowEventTypes in flyteadmin's cloudEvents (v2)",
+    ),
+    (IN_EVENTS_OF_FAILURES, "Flyte's events of aborted executions", "rules.flyte_admin"),
+)
+"""Which facts Flyte's own events lack: the keys, the events, and the settings that bring these facts."""
 
 
 def problems_of(settings: Settings) -> list[str]:
@@ -51,6 +65,32 @@ def unreachable_recipients(planner: Planner, book: RuleBook) -> Iterator[str]:
                 channel = rule.notification.channel
                 if (reason := planner.unreachable_reason(channel, recipient)) is not None:
                     yield f"{rule.defined_at}: {recipient!r} can't be reached by {channel}: {reason}"
+
+
+def missing_facts(settings: Settings, matchers: Iterable[tuple[str, Matcher]]) -> Iterator[str]:
+    """Yield warnings about keys whose facts no configured source brings, or brings for some events only.
+
+    `matchers`: each with the place that begins its warning, such as `templates.match.0`. Flyte's own events have few
+    facts; with FlyteAdmin all of them are known.
+    """
+    if settings.rules.flyte_admin is not None:
+        return
+    for place, matcher in matchers:
+        needed = matcher.keys_needing_admin()
+        for keys, events, remedy in _LACKING:
+            if lacking := sorted(needed & keys):
+                yield (
+                    f"{place}: {events} lack {joined(lacking, 'and')}, and what isn't known matches nothing: set {remedy}"
+                )
+
+
+def matchers_of(settings: Settings) -> Iterator[tuple[str, Matcher]]:
+    """Yield the matchers in the settings, each with its place there."""
+    for number, template_set in enumerate(settings.templates.match):
+        yield f"templates.match.{number}", template_set
+    for channel, section in settings.channel_sections.items():
+        for number, rule in enumerate(getattr(section, "severities", ())):
+            yield f"channels.{channel}.severities.{number}", rule
 
 
 def removed_channels(settings: Settings, backlog: Mapping[str, Backlog]) -> Iterator[str]:

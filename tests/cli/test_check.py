@@ -11,6 +11,7 @@ import yaml
 from tests.support.service import ROUTING_KEY, command
 
 PLAN = "launch_plan: {project: p, domain: d, name: n}\nnotifications:\n"
+WITH_ADMIN = {"flyte_admin": {"endpoint": "flyte:81"}}
 CHANNELS: dict[str, Any] = {
     "email": {"host": "relay.example.com", "from": "flyte@example.com"},
     "slack": {"token": "xoxb-hidden"},
@@ -24,6 +25,10 @@ def settings_file(folder: Path, plan: str = "", **changes: Any) -> str:
     settings = {"http": {}, "channels": CHANNELS, "rules": {"launch_plans": ["plan.yaml"]}, **changes}
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
     return str(file)
+
+
+def _lines(file: str) -> list[str]:
+    return [line.strip() for line in Path(file).read_text().splitlines()]
 
 
 def a_rule(channel: str, *recipients: str) -> str:
@@ -86,8 +91,32 @@ async def test_check_warns_where_nothing_asks_flyte_admin(tmp_path: Path) -> Non
     email = {"email": {"host": "relay", "sender": "f@example.com"}}
     status, out, err = await command("check", "--config", settings_file(tmp_path, channels=email))
     assert (status, err, "overlap" in out) == (0, "", False)
-    rules = {"flyte_admin": {"endpoint": "flyte:81"}}
-    status, out, err = await command("check", "--config", settings_file(tmp_path, rules=rules))
+    status, out, err = await command("check", "--config", settings_file(tmp_path, rules=WITH_ADMIN))
+    assert (status, err, "warning" in out) == (0, "", False)
+
+
+async def test_check_warns_of_matchers_whose_facts_no_source_brings(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    match = [
+        {"domain": "production", "phase": "FAILED", "error": {"code": "*"}, "path": ["own"]},
+        {"phase": "FAILED", "labels": {"team": "ml"}, "not": {"mode": "child", "parent": "any"}, "path": ["own"]},
+    ]
+    pagerduty = {**CHANNELS["pagerduty"], "severities": [{"severity": "info", "error": {"kind": "USER"}}]}
+    more: dict[str, Any] = {"templates": {"match": match}, "channels": {**CHANNELS, "pagerduty": pagerduty}}
+    file = settings_file(tmp_path, "", **more)
+    status, out, err = await command("check", "--config", file)
+    assert (status, err) == (0, "")
+    lines, warnings = _lines(file), []
+    for warning in out.splitlines():
+        if warning.startswith(found := f"settings   warning: {file}:"):
+            number, _, sentence = warning.removeprefix(found).partition(": ")
+            warnings.append((lines[int(number) - 1], sentence.partition(", and what isn't known matches")[0]))
+    assert warnings == [
+        ("- phase: FAILED", "templates.match.1: Flyte's events lack mode and parent"),
+        ("- phase: FAILED", "templates.match.1: most of Flyte's events lack labels"),
+        ("- severity: info", "channels.pagerduty.severities.0: Flyte's events of aborted executions lack error"),
+    ]
+    status, out, err = await command("check", "--config", settings_file(tmp_path, "", rules=WITH_ADMIN, **more))
     assert (status, err, "warning" in out) == (0, "", False)
 
 
