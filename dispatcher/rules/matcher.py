@@ -101,8 +101,9 @@ class ErrorKeys(_Keys):
     """Which errors. An execution that succeeded has none."""
 
     kind: _Kinds = ()
-    """USER, SYSTEM or UNKNOWN."""
+    """USER, SYSTEM or UNKNOWN, or several of them."""
     code: Patterns = ()
+    """Patterns for the error's code, such as `USER:*`."""
     message: Annotated[_Pattern, AfterValidator(_expression)] | None = None
     """Regular expression in RE2's syntax, which must match a part of the message. `(?i)` at its beginning: upper and
     lower case count as equal. `(?s)`: a dot also matches a line break."""
@@ -126,7 +127,9 @@ class DurationKeys(_Keys):
     """How long the execution ran."""
 
     longer_than: Duration | None = Field(None, ge=timedelta())
+    """The execution must have run for longer."""
     shorter_than: Duration | None = Field(None, gt=timedelta())
+    """The execution must have ended sooner."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
@@ -141,7 +144,9 @@ class Conditions(_Keys):
     """Keys that must all hold for an event."""
 
     project: Patterns = ()
+    """Patterns for the execution's project."""
     domain: Patterns = ()
+    """Patterns for the execution's domain."""
     launch_plan: Patterns = ()
     """Patterns for the launch plan's name. An execution of a single task has no launch plan."""
     workflow: Patterns = ()
@@ -149,6 +154,7 @@ class Conditions(_Keys):
     version: Patterns = ()
     """Patterns for the launch plan's version."""
     phase: Phases = ()
+    """SUCCEEDED, FAILED, ABORTED or TIMED_OUT, or several of them."""
     labels: _Labels = Field(default_factory=dict)
     """Mapping from a label's name to a pattern or a list of patterns. The execution must have each of these labels, with
     a matching value."""
