@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from dispatcher.parsing.validation_errors import message_of
 from dispatcher.parsing.yaml import Document, readable
@@ -131,11 +132,16 @@ def _suggestion(where: tuple[int | str, ...], settings: type[BaseModel]) -> str:
     for step in where[:-1]:
         if isinstance(step, int):  # skip an index into a list: `model` is already the model of the list's items
             continue
-        field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
+        field = _options(model).get(step)
         model = _model_in(field.annotation) if field is not None else None
-    names = [info.alias or name for name, info in model.model_fields.items()] if model is not None else []
+    names = list(_options(model))
     close = difflib.get_close_matches(str(where[-1]), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}" if names else ""
+
+
+def _options(model: Any) -> dict[str, FieldInfo]:
+    """Return a model's options, by the names that files use; empty if `model` is no model."""
+    return {info.alias or name: info for name, info in getattr(model, "model_fields", {}).items()}
 
 
 def _model_in(annotation: Any) -> Any:

@@ -188,6 +188,26 @@ def found(folder: Path, text: str) -> list[str]:
             "s.yaml:3: rules.recipients: #dev: no such channel is configured: add",
         ),
         ("templates: {path: [nowhere]}", "s.yaml:3: templates.path: no such folder: nowhere"),
+        (
+            "templates: {match: [{project: p, path: [nowhere]}]}",
+            "s.yaml:3: templates.match.0.path: no such folder: nowhere",
+        ),
+        (
+            "templates: {match: [{phases: [FAILED], path: [x]}]}",
+            "s.yaml:3: templates.match.0.phases: unknown option; did you mean 'phase'?",
+        ),
+        (
+            "templates:\n  match:\n    - path: [x]\n      not: {domian: d}",
+            "s.yaml:6: templates.match.0.not.domian: unknown option; did you mean 'domain'?",
+        ),
+        (
+            "templates:\n  match:\n    - path: [x]\n      error: {message: '(a'}",
+            "s.yaml:6: templates.match.0.error.message: no regular expression that RE2 can read: missing ): (a",
+        ),
+        (
+            "channels: {pagerduty: {services: {}, severities: [{severity: info}]}}",
+            "channels.pagerduty.severities.0: has no key",
+        ),
         ("console_url: nonsense", "s.yaml:3: console_url: write https://HOST/PATH"),
         ("logs_url: 'https://x/{nonsense}'", "logs_url: only {project}, {domain} and {name} are replaced"),
         ("tracing: {endpoint: 'http://x:99999'}", "tracing.endpoint: write https://HOST/PATH; a port is 1 to 65535"),
