@@ -48,8 +48,8 @@ def template_folder(folder: Path, text: str, file: str = "email/subject.txt.j2")
         ({"labels": {"squad": "*"}}, False),
         ({"phase": "FAILED", "error": {"message": "learning rate"}}, True),
         ({"phase": "SUCCEEDED"}, False),
-        ({"mode": "manual"}, False),  # not known
-        ({"not": {"mode": "child"}}, False),
+        ({"mode": "manual", "parent": "none"}, True),
+        ({"not": {"mode": "child"}}, True),
         ({"not": {"labels": {"team": "data-*"}}}, False),
         ({"not": {"labels": {"team": "ops"}}, "recipient": "jane@*"}, True),
         ({"recipient": ["*@EXAMPLE.com"]}, True),
@@ -64,6 +64,16 @@ def test_a_template_set_applies_if_all_its_conditions_match(
     template_set = TemplateSet.model_validate({**conditions, "path": [template_folder(tmp_path, "mine")]})
     mail = Renderer(CHANNEL_TYPES, template_sets=[template_set]).render("email", FAILED, recipient="Jane@example.com")
     assert (mail["subject"] == "mine") is applies
+
+
+def test_what_is_not_known_matches_nothing(tmp_path: Path) -> None:
+    template_set = TemplateSet.model_validate(
+        {"not": {"labels": {"tier": "3"}}, "path": [template_folder(tmp_path, "mine")]}
+    )
+    renderer = Renderer(CHANNEL_TYPES, template_sets=[template_set])
+    unlabelled = FAILED.model_copy(update={"labels": {}})
+    assert renderer.render("email", unlabelled)["subject"] == "mine"
+    assert renderer.render("email", unlabelled.model_copy(update={"looked_up": False}))["subject"] != "mine"
 
 
 def test_for_each_file_the_first_set_that_applies_wins_then_the_path_then_the_built_in(tmp_path: Path) -> None:
