@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dispatcher.clock import Clock
-from dispatcher.explain import Explanation, with_deduplicated_recipients
+from dispatcher.explain import Explanation
 from dispatcher.model.delivery import Delivery, State
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
@@ -99,7 +99,7 @@ class DryRun:
         planned = self.planner.plan(event, decision.matched, now=self.clock.now())
         return Explanation(
             event={**shown, "verdict": verdict, "reason": reason},
-            rules=with_deduplicated_recipients([rule.as_data() for rule in decision.considered], planned),
+            rules=[rule.as_data() for rule in decision.considered],
             deliveries=[_planned_data(delivery) for delivery in planned],
             disabled_by=decision.disabled_by,
         )
@@ -108,7 +108,8 @@ class DryRun:
 def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
     """Return why a delivery would be sent, or why it would be dead."""
     reasons = {rule["defined_at"]: rule["reason"] for rule in explanation.rules if rule["matched"]}
-    return str(delivery["reason"] or reasons.get(delivery["rule"], ""))
+    given = [reasons[rule["defined_at"]] for rule in delivery["rules"] if rule["defined_at"] in reasons]
+    return str(delivery["reason"] or "; ".join(dict.fromkeys(given)))
 
 
 def _planned_data(delivery: Delivery) -> dict[str, Any]:
@@ -117,6 +118,6 @@ def _planned_data(delivery: Delivery) -> dict[str, Any]:
         "recipients": delivery.recipients,
         "state": PLANNED if delivery.state is State.WAITING else delivery.state,
         "reason": delivery.reason,
-        "rule": delivery.rule,
+        "rules": [rule._asdict() for rule in delivery.rules],
         "addresses": delivery.addresses,
     }

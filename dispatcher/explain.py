@@ -12,7 +12,7 @@ from typing import Any
 
 from dispatcher.ledger import Action, Attempt, Filter, Ledger, Rejected, StoredDelivery, StoredEvent
 from dispatcher.ledger.records import EventSummary, RejectedSummary
-from dispatcher.model.delivery import Delivery
+from dispatcher.model.delivery import Cause
 from dispatcher.model.event import ExecutionId
 from dispatcher.rules import disabled_by_of
 
@@ -66,10 +66,12 @@ async def explanations(
 def _explanation(stored: StoredEvent, shown: Sequence[tuple[StoredDelivery, dict[str, Any]]]) -> Explanation:
     """`shown`: the event's deliveries, each with its data."""
     rank = {rule["defined_at"]: index for index, rule in enumerate(stored.considered)}
-    deliveries = [entry.delivery for entry, _ in shown]
-    in_rule_order = sorted(
-        shown, key=lambda one: (rank.get(one[0].delivery.rule, len(rank)), one[0].delivery.created_at)
-    )
+
+    def order(one: tuple[StoredDelivery, dict[str, Any]]) -> tuple[int, datetime]:
+        delivery = one[0].delivery
+        first = min((rank[rule.defined_at] for rule in delivery.rules if rule.defined_at in rank), default=len(rank))
+        return first, delivery.created_at
+
     return Explanation(
         event={
             "key": stored.event.key,
@@ -79,8 +81,8 @@ def _explanation(stored: StoredEvent, shown: Sequence[tuple[StoredDelivery, dict
             "position": stored.position,
             "recorded_at": stored.recorded_at,
         },
-        rules=with_deduplicated_recipients(stored.considered, deliveries),
-        deliveries=[data for _, data in in_rule_order],
+        rules=stored.considered,
+        deliveries=[data for _, data in sorted(shown, key=order)],
         disabled_by=disabled_by_of(stored.verdict, stored.reason),
     )
 
@@ -101,31 +103,32 @@ def _rejected(entry: Rejected, execution: ExecutionId) -> Explanation:
     )
 
 
-def with_deduplicated_recipients(
-    rules: Iterable[Mapping[str, Any]], deliveries: Iterable[Delivery]
-) -> list[Mapping[str, Any]]:
-    """Return the evaluated rules. If another rule's message notifies some of a rule's recipients, its reason says so.
+def causes_text(delivery: Mapping[str, Any]) -> str:
+    """Return the rules that named a delivery's recipients, or why the delivery was created, in words.
 
-    A recipient whom several matched rules name gets only one message. The reasons of the other rules name this
-    recipient.
+    `delivery`: as `delivery_data` or a dry run returns it.
     """
-    by_rule: dict[str, set[str]] = {}
-    for delivery in deliveries:
-        by_rule.setdefault(delivery.rule, set()).update(delivery.recipients)
-    explained: list[Mapping[str, Any]] = []
-    for rule in rules:
-        duplicates = [one for one in rule["recipients"] if one not in by_rule.get(rule["defined_at"], ())]
-        if rule["matched"] and duplicates:
-            reason = f"{rule['reason']}; {', '.join(duplicates)} notified once, through another rule's message"
-            explained.append({**rule, "reason": reason})
-        else:
-            explained.append(rule)
-    return explained
+    return ", ".join(str(Cause(**rule)) for rule in delivery["rules"])
+
+
+def causes_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> list[int | str]:
+    """Return the numbers of the evaluated rules that named a delivery's recipients, from 1. A cause that is no
+    evaluated rule is given in words.
+
+    All rules of a JSON file may have the same place. Then those count that name one of the recipients, if any does.
+    """
+    found: list[int | str] = []
+    recipients = {recipient.casefold() for recipient in delivery["recipients"]}
+    for cause in delivery["rules"]:
+        places = [number for number, rule in enumerate(rules, start=1) if rule["defined_at"] == cause["defined_at"]]
+        naming = [one for one in places if recipients & {name.casefold() for name in rules[one - 1]["recipients"]}]
+        found += naming or places[:1] or [str(Cause(**cause))]
+    return list(dict.fromkeys(found))
 
 
 _SHOWN = (
     *("channel", "recipients", "state", "key", "event", "addresses", "kind", "drop_reason", "attempt", "in_doubt"),
-    *("reason", "rule", "created_at", "due_at"),
+    *("reason", "created_at", "due_at"),
 )
 """The fields of a delivery that are shown."""
 
@@ -135,6 +138,7 @@ def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
     project, domain, name, phase = stored.delivery.event.split("/")
     return {
         **{field: getattr(stored.delivery, field) for field in _SHOWN},
+        "rules": [rule._asdict() for rule in stored.delivery.rules],
         "execution": {"project": project, "domain": domain, "name": name},
         "phase": phase,
         "settled_at": stored.settled_at,

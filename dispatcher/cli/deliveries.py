@@ -94,7 +94,7 @@ def show(
             ("channel", delivery.channel),
             ("to", ", ".join(delivery.recipients)),
             ("address", ", ".join(delivery.addresses)),
-            ("rule", delivery.rule),
+            ("rules", ", ".join(map(str, delivery.rules))),
             ("state", state_text(delivery.state)),
             ("reason", delivery.reason),
             ("waits for", waits_text(data)),

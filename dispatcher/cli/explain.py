@@ -232,7 +232,9 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> None:
-    """Print each delivery with the number of its rule."""
+    """Print each delivery with the numbers of the rules that named it."""
+    from dispatcher.explain import causes_among
+
     if not deliveries:
         write_line("no notifications")
         return
@@ -244,22 +246,13 @@ def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[M
         reason = delivery["reason"] if delivery["reason"] not in told else ""
         answer = "\n".join(filter(None, (attempts_text(attempts), reason, waits and f"waits for {waits}")))
         recipients = ", ".join(delivery["recipients"])
-        rows.append((_rule_of(delivery, rules), state_text(delivery["state"]), delivery["channel"], recipients, answer))
-    write_table(("RULE", "STATE", "CHANNEL", "TO", "ANSWER"), rows, head=4)
+        causes = ", ".join(map(str, causes_among(delivery, rules)))
+        rows.append((causes, state_text(delivery["state"]), delivery["channel"], recipients, answer))
+    write_table(("RULES", "STATE", "CHANNEL", "TO", "ANSWER"), rows, head=4)
     actions = {(action["at"], action["what"]): action for one in deliveries for action in one.get("actions", ())}
     if actions:
         write_line()
         write_actions(actions[key] for key in sorted(actions))
-
-
-def _rule_of(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> int | str:
-    """Return the number of the delivery's rule, or what it was created by if no rule asks for it.
-
-    All rules of a JSON file may have the same place, so the rule also names the delivery's recipients.
-    """
-    places = [at for at, rule in enumerate(rules, start=1) if rule["defined_at"] == delivery["rule"]]
-    naming = [at for at in places if {*delivery["recipients"]} <= {*rules[at - 1]["recipients"]}]
-    return next(iter(naming or places), delivery["rule"])
 
 
 def _path(entity: Mapping[str, str] | None) -> str:

@@ -122,6 +122,7 @@ def who(
 
 def _print(forecast: LaunchPlanForecast) -> None:
     from dispatcher.dry_run import why
+    from dispatcher.explain import causes_text
 
     rows: list[tuple[Any, ...]] = []
     for phase, explanation in forecast.phases.items():
@@ -131,7 +132,7 @@ def _print(forecast: LaunchPlanForecast) -> None:
                 one["channel"],
                 ", ".join(one["recipients"]),
                 why(explanation, one),
-                one["rule"],
+                causes_text(one),
             )
             for one in explanation.deliveries
         ] or [(phase, "", "nobody", explanation.event["reason"], "")]

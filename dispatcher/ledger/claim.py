@@ -234,7 +234,7 @@ def claim_bare(connection: Connection, key: str, *, lease: str, now: datetime, u
         recipients=("a recipient that can't be read",),
         addresses=(),
         content=None,
-        rule="",
+        rules=(),
         created_at=row.created_at,
         due_at=until,
         retry_window_start=row.retry_window_start,

@@ -45,7 +45,7 @@ from dispatcher.ledger.search import (
 )
 from dispatcher.ledger.sqlalchemy_internals import AsyncConnection
 from dispatcher.ledger.waiting import with_waits
-from dispatcher.model.delivery import State, cause
+from dispatcher.model.delivery import State, uncounted
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN
 
 MAX_ROWS_READ = 10_000
@@ -96,7 +96,7 @@ class Queries:
         found: Counter[tuple[str, str]] = Counter()
         async with self._database.reading() as connection:
             for row in await connection.execute(query):
-                found[row.channel, cause(row.reason)] += row.number
+                found[row.channel, uncounted(row.reason)] += row.number
         most = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:limit]
         return _as_count(found.total()), [(channel, reason, count) for (channel, reason), count in most]
 

@@ -19,7 +19,7 @@ from dispatcher.ledger.rows import delivery_row
 from dispatcher.ledger.schema import contents, deliveries, events, rejected
 from dispatcher.ledger.statements import insert, insert_new
 from dispatcher.ledger.threads import Subjects
-from dispatcher.model.delivery import Delivery, Kind, State, time_prefixed
+from dispatcher.model.delivery import Cause, Delivery, Kind, State, time_prefixed
 from dispatcher.model.event import shortened
 from dispatcher.model.verdict import Verdict
 
@@ -87,20 +87,50 @@ def _add_deliveries(connection: Connection, entries: Sequence[RecordedEvent]) ->
     insert_deliveries(connection, first, traces)
     for delivery in failures:
         known.record_failure(delivery)
-    resolved_notices = []
+    naming: dict[_Place, list[Cause]] = {}
+    for one in planned if successes else ():
+        for place in _places(one):
+            naming.setdefault(place, []).extend(one.rules if one.kind is Kind.NOTIFICATION else ())
+    resolved_notices: list[Delivery] = []
     for success in successes:
-        ended = known.record_success(success)
+        ended = [_also_named(notice, naming) for notice in known.record_success(success)]
         insert_deliveries(connection, ended, traces)  # so that the next success sees the threads as ended
         resolved_notices += ended
     known.save()
-    notified = {(notice.event, notice.channel, notice.addresses) for notice in resolved_notices}
-    others = [
-        one for one in planned if (not first if one.thread else (one.event, one.channel, one.addresses) not in notified)
-    ]
+    notified = {place for notice in resolved_notices for place in _places(notice)}
+    others = [one for one in planned if not one.thread or not first]
+    if notified:
+        others = [left for one in others if (left := _without(one, notified)) is not None]
     changes = [one for run in runs.values() if known.record_version(run) for one in run.change_events]
     rest = [*others, *changes]
     insert_deliveries(connection, rest, traces)
     return [*first, *resolved_notices, *rest]
+
+
+_Place = tuple[str, str, str]
+"""An event's key, a channel, and an address in lower case. Each place is notified once."""
+
+
+def _places(delivery: Delivery) -> list[_Place]:
+    return [(delivery.event, delivery.channel, address.casefold()) for address in delivery.addresses]
+
+
+def _also_named(notice: Delivery, naming: Mapping[_Place, Sequence[Cause]]) -> Delivery:
+    """Return the resolved notice with the rules that ask for a notification of the same event to the same address."""
+    rules = [rule for place in _places(notice) for rule in naming.get(place, ())]
+    return notice._replace(rules=(*notice.rules, *dict.fromkeys(rules)))
+
+
+def _without(delivery: Delivery, notified: set[_Place]) -> Delivery | None:
+    """Return a notification without the addresses in `notified`; None if no other is left. Other kinds stay as they are."""
+    if delivery.kind is not Kind.NOTIFICATION or notified.isdisjoint(_places(delivery)):
+        return delivery
+    pairs = zip(delivery.recipients, delivery.addresses, _places(delivery), strict=True)
+    left = [(recipient, address) for recipient, address, place in pairs if place not in notified]
+    if not left:
+        return None
+    recipients, addresses = zip(*left, strict=True)
+    return delivery._replace(recipients=recipients, addresses=addresses)
 
 
 def insert_deliveries(connection: Connection, added: Sequence[Delivery], traces: Mapping[str, str]) -> None:

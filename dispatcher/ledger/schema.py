@@ -17,7 +17,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import text
 
-from dispatcher.ledger.column_types import CompressedJson, ForeignText, NullIfEmpty, OneOf, StringList, UtcTime
+from dispatcher.ledger.column_types import (
+    CauseList,
+    CompressedJson,
+    ForeignText,
+    NullIfEmpty,
+    OneOf,
+    StringList,
+    UtcTime,
+)
 from dispatcher.ledger.records import Deed
 from dispatcher.model.delivery import DropReason, Kind, State
 
@@ -77,7 +85,7 @@ deliveries = Table(
     Column("recipients", StringList, nullable=False),
     Column("addresses", StringList, nullable=False),
     Column("content", String(64), ForeignKey("contents.content_hash")),
-    Column("rule", ForeignText, nullable=False),
+    Column("rules", CauseList, nullable=False),
     Column("state", OneOf(State, 8), nullable=False),
     Column("reason", ForeignText, nullable=False),
     Column("attempt", Integer, nullable=False),

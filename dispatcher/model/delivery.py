@@ -84,6 +84,19 @@ class Kind(StrEnum):
     """The first run of a launch plan in a new version."""
 
 
+class Cause(NamedTuple):
+    """A rule that named a delivery's recipients, or what else the delivery was created for."""
+
+    name: str
+    """The route's name; empty if it is no route."""
+    defined_at: str
+    """Where the rule is defined, for example `options[0]` or `launch_plans/train.yaml:12`. For a delivery that no rule
+    asks for, why it was created."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.defined_at})" if self.name else self.defined_at
+
+
 class Delivery(NamedTuple):
     """One message to one target on one channel.
 
@@ -105,8 +118,8 @@ class Delivery(NamedTuple):
     content: Content | None
     """The message's content. None if it is not rendered yet: the worker renders it at the first claim, and the ledger
     stores it, so that every attempt sends the same message."""
-    rule: str
-    """Where the matched rule is defined, for example `options[0]` or `launch_plans/train.yaml:12`."""
+    rules: tuple[Cause, ...]
+    """All matched rules that named one of the recipients, in the order in which they were decided."""
     created_at: datetime
     due_at: datetime
     """Workers make no attempt before this time. While the delivery is claimed, this is the time at which the lease
@@ -230,7 +243,7 @@ class Success:
             recipients=opened.recipients,
             addresses=opened.addresses,
             content=None,
-            rule=f"resolved notice after {opened.event}",
+            rules=(Cause("", f"resolved notice after {opened.event}"),),
             created_at=self.recorded_at,
             due_at=self.recorded_at,
             retry_window_start=self.recorded_at,
@@ -334,7 +347,7 @@ def _retry_or_give_up(
     return Retry(at, error.reason, error.answer, in_doubt or delivery.in_doubt, refused_us)
 
 
-def cause(reason: str) -> str:
+def uncounted(reason: str) -> str:
     """Return a dead delivery's reason without the number of attempts, so that the same causes can be counted."""
     return _GAVE_UP.sub("", reason, count=1)
 

@@ -2,8 +2,8 @@
 
 A message of a channel that groups recipients, such as a mail, goes to a rule's whole recipient list, as in Flyte. If the
 recipients have different template sets, each template set gets its own message. On every other channel, each delivery
-has exactly one address. An address is notified of an event
-only once per channel, even if several rules name the address.
+has exactly one address. An address is notified of an event only once per channel. If several rules name the address, the
+first of them makes the message, and the delivery lists all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from channels.contract import ThreadBy, UnknownRecipient
 from dispatcher.model.delivery import (
+    Cause,
     Delivery,
     Kind,
     NewVersion,
@@ -52,6 +53,27 @@ class Target(NamedTuple):
     address: str
 
 
+@dataclass(slots=True)
+class _Named:
+    """A recipient that matched rules name."""
+
+    target: Target
+    """Without an address if no channel knows the recipient."""
+    rule: Rule
+    """The first rule that names the recipient."""
+    place: int
+    """The rule's place among the matched rules."""
+    undeliverable: str = ""
+    """Why no channel knows the recipient; empty if one does."""
+    causes: list[Cause] = field(default_factory=list)
+
+    def name(self, rule: Rule) -> None:
+        """Note that a rule names the recipient."""
+        cause = Cause(rule.name, rule.defined_at)
+        if cause not in self.causes:
+            self.causes.append(cause)
+
+
 @dataclass(frozen=True, slots=True)
 class Planner:
     """Plans deliveries. The planner has no access to the channels, only to functions that the channels provide."""
@@ -84,8 +106,7 @@ class Planner:
         helps an operator to fix the rule.
         """
         event_plan = _EventPlan(self, event, now)
-        for rule in rules:
-            event_plan.add_rule(rule)
+        event_plan.add_rules(rules)
         for undeliverable in [delivery for delivery in event_plan.deliveries if delivery.state is State.DEAD]:
             event_plan.notify_fallback(undeliverable, _undelivered(undeliverable))
         return tuple(event_plan.deliveries)
@@ -234,21 +255,45 @@ class _EventPlan:
     def __post_init__(self) -> None:
         self._event = self.event.key
 
-    def add_rule(self, rule: Rule) -> None:
-        """Add the deliveries that one matched rule asks for."""
-        by_channel: dict[str, list[Target]] = {}
-        for recipient in rule.notification.recipients:
-            try:
-                target = self.planner.target(rule.notification.channel, recipient)
-            except UnknownRecipient as error:
-                self._add_undeliverable(rule, recipient, error.reason)
-                continue
-            if self.register(target.channel, target.address):
-                by_channel.setdefault(target.channel, []).append(target)
-        for channel, targets in by_channel.items():
-            template = rule.notification.template if channel in self.planner.with_own_template else None
-            for group in self._messages(channel, targets):
-                self._add_delivery(channel, group, rule.defined_at, template)
+    def add_rules(self, rules: Sequence[Rule]) -> None:
+        """Add the deliveries that the matched rules ask for: first find out who is named by which rules, then add the
+        messages.
+        """
+        named: dict[tuple[str, str], _Named] = {}
+        for place, rule in enumerate(rules):
+            for recipient in rule.notification.recipients:
+                one = self._named(rule, place, recipient)
+                to = one.target
+                named.setdefault((to.channel, (to.address or to.recipient).casefold()), one).name(rule)
+        messages: dict[Hashable, list[_Named]] = {}
+        for key, one in named.items():
+            messages.setdefault(self._message_of(key, one), []).append(one)
+        for together in messages.values():
+            self._add_message(together)
+
+    def _named(self, rule: Rule, place: int, recipient: str) -> _Named:
+        try:
+            return _Named(self.planner.target(rule.notification.channel, recipient), rule, place)
+        except UnknownRecipient as error:
+            return _Named(Target(rule.notification.channel, recipient, ""), rule, place, error.reason)
+
+    def _message_of(self, key: Hashable, named: _Named) -> Hashable:
+        """Return what those have in common who share a message. `key`: the result for a recipient with its own message."""
+        channel, recipient, _ = named.target
+        if named.undeliverable or channel not in self.planner.grouped:
+            return key
+        return named.place, channel, self.planner.template_set(self.event, recipient)
+
+    def _add_message(self, together: Sequence[_Named]) -> None:
+        first = together[0]
+        causes = tuple(dict.fromkeys([cause for one in together for cause in one.causes]))
+        channel = first.target.channel
+        if first.undeliverable:
+            recipients = (first.target.recipient,)
+            self.deliveries.append(self._delivery(channel, recipients, (), causes, dead=first.undeliverable))
+            return
+        template = first.rule.notification.template if channel in self.planner.with_own_template else None
+        self._add_delivery(channel, [one.target for one in together], causes, template)
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
         """Add deliveries on the fallback channel, for those of the delivery's recipients that this channel knows."""
@@ -261,7 +306,7 @@ class _EventPlan:
             if self.register(target.channel, target.address):
                 targets.append(target)
         for group in self._messages(fallback, targets):
-            self._add_delivery(fallback, group, delivery.rule, None)
+            self._add_delivery(fallback, group, delivery.rules, None)
 
     def notify_fallback(self, about: Delivery, reason: str) -> None:
         """Plan a notice about a delivery for each fallback recipient of its channel. `reason`: what the notice says."""
@@ -279,7 +324,7 @@ class _EventPlan:
                     target.channel,
                     (target.recipient,),
                     (target.address,),
-                    f"channels.{about.channel}.fallback_recipients",
+                    (Cause("", f"channels.{about.channel}.fallback_recipients"),),
                 )
                 key = self._key(f"fallback {target.channel}", notice.addresses)
                 self.deliveries.append(
@@ -301,7 +346,8 @@ class _EventPlan:
                 if target.channel not in self.planner.change_events:
                     continue
                 if self.register(target.channel, target.address):
-                    delivery = self._delivery(target.channel, (recipient,), (target.address,), rule.defined_at)
+                    causes = (Cause(rule.name, rule.defined_at),)
+                    delivery = self._delivery(target.channel, (recipient,), (target.address,), causes)
                     key = self._key(f"version {target.channel}", delivery.addresses)
                     deliveries.append(delivery._replace(key=key, kind=Kind.CHANGE_EVENT))
         return deliveries
@@ -314,10 +360,12 @@ class _EventPlan:
         self._registered.add(pair)
         return True
 
-    def _add_delivery(self, channel: str, targets: Sequence[Target], rule: str, template: str | None) -> None:
+    def _add_delivery(
+        self, channel: str, targets: Sequence[Target], rules: tuple[Cause, ...], template: str | None
+    ) -> None:
         addresses = tuple([target.address for target in targets])
         recipients = tuple([target.recipient for target in targets])
-        delivery = self._delivery(channel, recipients, addresses, rule)._replace(template=template)
+        delivery = self._delivery(channel, recipients, addresses, rules)._replace(template=template)
         if subject := self._thread_subject(channel, addresses):
             key = thread_key(channel, addresses, subject)
             delivery = delivery._replace(
@@ -347,11 +395,6 @@ class _EventPlan:
             groups.setdefault(self.planner.template_set(self.event, target.recipient), []).append(target)
         return list(groups.values())
 
-    def _add_undeliverable(self, rule: Rule, recipient: str, reason: str) -> None:
-        channel = rule.notification.channel
-        if self.register(channel, recipient):
-            self.deliveries.append(self._delivery(channel, (recipient,), (), rule.defined_at, dead=reason))
-
     def _key(self, kind: str, addresses: Sequence[str]) -> str:
         """Return the delivery key.
 
@@ -364,7 +407,7 @@ class _EventPlan:
         channel: str,
         recipients: tuple[str, ...],
         addresses: tuple[str, ...],
-        rule: str,
+        rules: tuple[Cause, ...],
         *,
         dead: str = "",
     ) -> Delivery:
@@ -375,7 +418,7 @@ class _EventPlan:
             recipients=recipients,
             addresses=addresses,
             content=None,
-            rule=rule,
+            rules=rules,
             created_at=self.now,
             due_at=self.now,
             retry_window_start=self.now,

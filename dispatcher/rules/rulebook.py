@@ -31,6 +31,10 @@ class Rule:
 
     notification: Notification
     defined_at: str
+    name: str = ""
+    """The name of the route that the rule belongs to; empty for Flyte's rules."""
+    severity: str = ""
+    """The severity that the route gives (`model/severity.py`); empty if it gives none."""
 
 
 @dataclass(frozen=True, slots=True)

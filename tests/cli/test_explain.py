@@ -188,7 +188,7 @@ async def test_rules_that_an_executions_own_list_replaced_are_named(config: Path
     }
 
 
-async def test_the_reason_names_recipients_that_another_rules_message_notifies(config: Path) -> None:
+async def test_each_delivery_names_all_rules_that_ask_for_it(config: Path) -> None:
     own = Options(notifications=(a_notification("a@example.com"), a_notification("A@example.com", "b@example.com")))
     event = an_event(options=own)
     file = config.parent / "event.json"
@@ -198,10 +198,13 @@ async def test_the_reason_names_recipients_that_another_rules_message_notifies(c
     for what in (EXECUTION, str(file)):
         account = await ask(config, "explain", what)
         assert [delivery["recipients"] for delivery in account["deliveries"]] == [["a@example.com"], ["b@example.com"]]
-        assert [reason for _, _, reason in rules_in(account)] == [
-            MATCHED,
-            f"{MATCHED}; A@example.com notified once, through another rule's message",
+        assert [[rule["defined_at"] for rule in delivery["rules"]] for delivery in account["deliveries"]] == [
+            ["options.notifications[0]", "options.notifications[1]"],
+            ["options.notifications[1]"],
         ]
+        assert [rule["name"] for delivery in account["deliveries"] for rule in delivery["rules"]] == [""] * 3
+        assert [reason for _, _, reason in rules_in(account)] == [MATCHED, MATCHED]
+    assert "1, 2" in (await command("explain", EXECUTION, "--config", str(config)))[1]
 
 
 async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is_explained(config: Path) -> None:

@@ -136,7 +136,7 @@ async def test_poison_stops_nothing_and_each_is_rejected(
     assert failures == [0, 0]
 
 
-@pytest.mark.parametrize("column", ["events.considered", "deliveries.rule", "attempts.answer"])
+@pytest.mark.parametrize("column", ["events.considered", "deliveries.rules", "attempts.answer"])
 async def test_a_ledger_whose_column_was_taken_away_loses_nothing(
     rng: Random,
     figures: Callable[[str], None],

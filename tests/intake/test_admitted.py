@@ -272,7 +272,9 @@ async def test_a_rule_file_whose_name_is_not_utf_8_serves(ledger: Ledger, tmp_pa
     result = await go_through(ledger, [native(an_event("bad", options=None))], files.book)
 
     (entry,) = result.recorded
-    assert [delivery.rule.rpartition("/")[2] for delivery in entry.deliveries] == ["gr\\udcf6\\udcdfe.yaml:3"]
+    assert [one.defined_at.rpartition("/")[2] for delivery in entry.deliveries for one in delivery.rules] == [
+        "gr\\udcf6\\udcdfe.yaml:3"
+    ]
 
 
 _any_text = st.text(st.characters(codec="utf-8") | st.sampled_from("\0\x1b\x85\u2028\ufeff/@#<>&\"'%{}"), max_size=40)

@@ -164,7 +164,7 @@ async def test_a_value_that_the_driver_cant_encode_is_no_outage(ledger: Ledger) 
 
 
 on_sqlite = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-AWAY = [("deliveries", "rule"), ("attempts", "answer")]
+AWAY = [("deliveries", "rules"), ("attempts", "answer")]
 
 
 @pytest.mark.parametrize(("table", "column"), AWAY)

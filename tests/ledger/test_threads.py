@@ -8,7 +8,7 @@ from datetime import datetime
 
 from channels.contract import Answer, Receipt
 from dispatcher.ledger import Filter, Ledger, RecordedEvent
-from dispatcher.model.delivery import Dead, Dropped, DropReason, Kind, Outage, Retry, Sent, State, Success
+from dispatcher.model.delivery import Cause, Dead, Dropped, DropReason, Kind, Outage, Retry, Sent, State, Success
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
@@ -284,13 +284,20 @@ async def test_a_dead_resolved_notice_is_superseded_by_a_newer_failure(ledger: L
 
 async def test_a_resolved_notice_replaces_a_rules_delivery_for_the_same_success(ledger: Ledger) -> None:
     asked = success("b", 2)
-    asked = replace(asked, deliveries=[a_delivery(asked.event, channel="pagerduty", to="ml")])
+    rules = (Cause("", "plan.yaml:1"), Cause("route", "routes.yaml:2"))
+    alike = a_delivery(asked.event, channel="pagerduty", to="ML", rules=rules)
+    both = alike._replace(key="both", recipients=("Ml", "ops"), addresses=("Ml", "ops"), rules=rules[1:])
+    notice_about_a_dead_delivery = alike._replace(key="dead", kind=Kind.FALLBACK_NOTICE)
+    asked = replace(asked, deliveries=[alike, both, notice_about_a_dead_delivery])
 
     await ledger.record([failure("a", 1), asked], [], now=NOW)
 
-    kinds = [one.delivery.kind for one in await ledger.history.find(Filter(), limit=9)]
-    assert kinds.count(Kind.RESOLVED_NOTICE) == 1
-    assert len(await ledger.history.find(Filter(), limit=9)) == 2
+    found = await ledger.history.find(Filter(execution=str(asked.event.execution)), limit=9)
+    assert {(one.delivery.kind, one.delivery.addresses, tuple(map(str, one.delivery.rules))) for one in found} == {
+        (Kind.RESOLVED_NOTICE, ("ml",), (f"resolved notice after {failure('a', 1).event.key}", *map(str, rules))),
+        (Kind.NOTIFICATION, ("ops",), ("route (routes.yaml:2)",)),
+        (Kind.FALLBACK_NOTICE, ("ML",), tuple(map(str, rules))),
+    }
     alone = success("d", 4)
     alone = replace(alone, deliveries=[a_delivery(alone.event, channel="pagerduty", to="ml")])
     await ledger.record([alone], [], now=NOW)

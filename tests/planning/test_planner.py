@@ -68,6 +68,23 @@ def test_overlapping_rules_notify_each_address_once() -> None:
     ]
 
 
+def test_a_delivery_lists_every_rule_that_names_one_of_its_recipients_once() -> None:
+    rules = [
+        a_rule("a@x.com", "b@x.com", defined_at="one"),
+        Rule(a_notification("#dev", "A@x.com", "a@x.com", channel="slack"), "two", name="route"),
+        a_rule("c@x.com", "B@x.com", "bad", defined_at="three"),
+        a_rule("C1", channel="slack", defined_at="four"),
+        a_rule("BAD", defined_at="five"),
+    ]
+    deliveries = a_planner().plan(an_event(), rules, now=NOW)
+    assert [(one.recipients, [*map(str, one.rules)]) for one in deliveries] == [
+        (("a@x.com", "b@x.com"), ["one", "route (two)", "three"]),
+        (("#dev",), ["route (two)", "four"]),
+        (("c@x.com",), ["three"]),
+        (("bad",), ["three", "five"]),
+    ]
+
+
 def test_a_recipient_that_the_channel_does_not_know_goes_to_its_fallback() -> None:
     assert planned(a_rule("#dev", "who@x.com", channel="slack")) == [
         ("slack", ("C1",), WAITING),
@@ -121,7 +138,7 @@ def a_planner_with_fallback_recipients(**fallback: list[str]) -> Planner:
 def test_the_fallback_recipients_are_notified_of_an_undeliverable_delivery() -> None:
     planner = a_planner_with_fallback_recipients(email=["oncall@x.com"], slack=["#ops"])
     rule = a_rule("#dev", "#nowhere", "#nobody", channel="slack")
-    nowhere, _, dev, mail, message = planner.plan(an_event(), [rule], now=NOW)
+    dev, nowhere, _, mail, message = planner.plan(an_event(), [rule], now=NOW)
 
     assert (dev.state, nowhere.state) == (WAITING, DEAD)
     for notice, address in ((mail, "oncall@x.com"), (message, "C2")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dispatcher.model.delivery import Delivery, delivery_key
+from dispatcher.model.delivery import Cause, Delivery, delivery_key
 from dispatcher.model.event import EntityId, Event, ExecutionId, Options
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
@@ -61,7 +61,7 @@ def a_delivery(
         "recipients": (to,),
         "addresses": (to,),
         "content": {"subject": "failed"},
-        "rule": "test",
+        "rules": (Cause("", "test"),),
         "created_at": NOW,
         "due_at": NOW,
         "retry_window_start": fields.get("created_at", NOW),

@@ -50,6 +50,13 @@ class WaitsFor(_Response):
     ]
 
 
+class Cause(_Response):
+    """A rule that named a delivery's recipients, or what else the delivery was created for."""
+
+    name: Annotated[str, Field(description="The route's name; empty if it is no route.")]
+    defined_at: Annotated[str, Field(description="Where the rule is defined, or why the delivery was created.")]
+
+
 class Delivery(_Response):
     """One message on one channel, for example to a Slack channel or to all mail addresses of a rule."""
 
@@ -60,7 +67,7 @@ class Delivery(_Response):
     channel: str
     recipients: Sequence[str]
     addresses: Sequence[str]
-    rule: str
+    rules: Annotated[Sequence[Cause], Field(description="All rules that named one of the recipients.")]
     kind: Kind
     state: State
     drop_reason: Annotated[DropReason | None, Field(description="Why the delivery was dropped.")]
@@ -166,7 +173,7 @@ class PlannedDelivery(_Response):
     addresses: Sequence[str]
     state: Annotated[str, Field(description="`planned`, or `dead` if no channel knows the recipient.")]
     reason: str
-    rule: str
+    rules: Annotated[Sequence[Cause], Field(description="All rules that named one of the recipients.")]
 
 
 class PhaseForecast(_Response):

@@ -44,5 +44,4 @@ def _template_data(explanation: Explanation) -> Mapping[str, Any]:
         **explanation.as_data(),
         "rejected": explanation.event["verdict"] == REJECTED,
         "error": summarize(error.get("message", "")) if error.get("message") else None,
-        "numbers": {rule["defined_at"]: number for number, rule in enumerate(explanation.rules, start=1)},
     }

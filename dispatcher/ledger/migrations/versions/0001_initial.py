@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_20b8a8c3"
+revision = "0001_49027afd"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -113,7 +113,7 @@ def upgrade() -> None:
         sa.Column("recipients", sa.Text, nullable=False),
         sa.Column("addresses", sa.Text, nullable=False),
         sa.Column("content", sa.String(64)),
-        sa.Column("rule", sa.Text, nullable=False),
+        sa.Column("rules", sa.Text, nullable=False),
         sa.Column("state", sa.String(8), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
