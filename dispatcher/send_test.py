@@ -13,7 +13,8 @@ from channels.contract import Answer, Channel, ChannelError, Content, InDoubt, L
 from dispatcher.clock import Clock
 from dispatcher.model.delivery import Outage, delivery_key
 from dispatcher.model.event import Event
-from dispatcher.planning.planner import Planner, Target
+from dispatcher.planning.planner import Planner
+from dispatcher.planning.targets import Target
 from dispatcher.rendering.renderer import TEST_MARK
 
 _UNMARKED = "not sent: the {} templates use neither `what` nor `test`, so the test would look like a real message"
@@ -68,13 +69,18 @@ class SendTest:
                 return SendTestResult(channel=sender, accepted=False, message=_UNMARKED.format(sender))
             receipt = await self.channels[sender].send(self._message(target, event, content))
         except ChannelError as error:
-            message = f"{_meaning(error)}: {error.reason}"
+            message = f"{_meaning(error)}: {error.reason}{self._hint(recipient)}"
             return SendTestResult(channel=sender, accepted=False, message=message, answer=error.answer)
         answer = receipt.answer
         message = f"{sender} accepted it, and answered {answer.status} {answer.text}".rstrip()
         return SendTestResult(
             channel=sender, accepted=True, message=message, answer=answer, reference=receipt.reference
         )
+
+    def _hint(self, recipient: str) -> str:
+        """Return what to do if the recipient is a contact's name, because a test goes to one recipient."""
+        of_contact = [f"{to} on {channel}" for channel, to in self.planner.contacts.expand(recipient) or ()]
+        return f"; {recipient} is a contact: send the test to {' or '.join(of_contact)}" if of_contact else ""
 
     def _message(self, target: Target, event: Event, content: Content) -> Message:
         """Create the message. Each test gets a new key, because PagerDuty merges messages with the same key."""

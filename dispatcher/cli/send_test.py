@@ -44,7 +44,7 @@ def send_test(
     from dispatcher.workbench.sample import sample_outage
 
     settings = load(config)
-    if channel not in settings.channel_sections and to not in settings.rules.recipients:
+    if channel not in settings.channel_sections:
         hint = nearest(channel, settings.channel_sections)
         raise SettingsError(f"no such channel is configured: add channels.{channel} to the settings; {hint}")
     clock = SystemClock()

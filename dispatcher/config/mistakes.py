@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -47,6 +47,18 @@ class Origin:
             return ""
         line = self.document.line_of(key) if key else 0
         return f"{readable(self.path)}:{line}: " if line else f"{readable(self.path)}: "
+
+    def steps(self, key: str) -> tuple[str | int, ...]:
+        """Return the steps of a key such as `contacts.ml@example.com.email`. A name in the file may have dots."""
+        steps: tuple[str | int, ...] = ()
+        while key:
+            inside = self._value(steps)
+            names = [str(name) for name in inside] if isinstance(inside, dict) else []
+            given = [name for name in names if key == name or key.startswith(f"{name}.")]
+            step = max(given, key=len, default=key.partition(".")[0])
+            steps += (int(step) if isinstance(inside, list) and step.isdecimal() else step,)
+            key = key[len(step) + 1 :]
+        return steps
 
     def _value(self, key: Sequence[str | int]) -> Any:
         """Return the file's value of a setting; None if the file has none."""
@@ -129,11 +141,16 @@ def sentences(error: ValidationError, model: type[BaseModel], origin: Origin) ->
 def _suggestion(where: tuple[int | str, ...], settings: type[BaseModel]) -> str:
     """Return the end of the error message for an unknown option: the closest valid name, or all valid names."""
     model: Any = settings
+    is_name = False
     for step in where[:-1]:
         if isinstance(step, int):  # skip an index into a list: `model` is already the model of the list's items
             continue
+        if is_name:  # skip a name that the settings give: `model` is already the model of the mapping's values
+            is_name = False
+            continue
         field = _options(model).get(step)
         model = _model_in(field.annotation) if field is not None else None
+        is_name = field is not None and get_origin(field.annotation) is Mapping
     names = list(_options(model))
     close = difflib.get_close_matches(str(where[-1]), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}" if names else ""

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
 from datetime import UTC, timedelta, tzinfo
 from pathlib import Path
 from typing import Annotated, Any, Self
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, RootModel, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    create_model,
+    model_validator,
+)
 
 from channels.common.comma_list import comma_list
 from channels.common.secret import SecretFile
 from channels.registry import CHANNEL_TYPES
 from dispatcher.flyte.admin import FlyteAdminConfig
 from dispatcher.intake.source import REST
+from dispatcher.model.notification import named_recipients
 from dispatcher.model.rate_limit import RateLimit, RateOption
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.model.severity import Severity
@@ -36,7 +45,9 @@ class Section(BaseModel):
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(comma_list)]
-Recipients = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
+Recipients = Annotated[tuple[str, ...], AfterValidator(named_recipients), BeforeValidator(comma_list)]
+ContactName = Annotated[str, AfterValidator(lambda name: named_recipients([name])[0])]
+"""A rule names a contact in the place of a recipient, so both have the same form."""
 
 
 def _time_zone(name: Any) -> Any:
@@ -86,21 +97,22 @@ class LedgerSettings(Section):
         return self
 
 
-class RecipientAlias(RootModel[Mapping[str, str]]):
-    """The recipient that replaces a rule's recipient: a channel and a recipient on that channel (`{teams: dev}`)."""
+class ContactOptions(Section):
+    """A contact: who somebody is. In addition to these options, each channel's name is an option with its recipients."""
 
-    model_config = ConfigDict(frozen=True)
+    include: Recipients = ()
+    """Other contacts whose recipients belong to this contact too."""
 
     @property
-    def target(self) -> tuple[str, str]:
-        """The name of the channel, and the recipient on that channel."""
-        ((channel, recipient),) = self.root.items()
-        return channel, recipient
+    def recipients(self) -> tuple[tuple[str, str], ...]:
+        """The recipients that the contact lists itself, each with its channel."""
+        return tuple((name, recipient) for name in CHANNEL_TYPES for recipient in getattr(self, name))
 
     @model_validator(mode="after")
-    def _names_one(self) -> Self:
-        if len(self.root) != 1:
-            raise ValueError("name one channel and its recipient: {teams: dev}")
+    def _lists_somebody(self) -> Self:
+        if not self.recipients and not self.include:
+            channels = ", ".join(CHANNEL_TYPES)
+            raise ValueError(f"nobody is in it: give recipients of one of {channels}, or include other contacts")
         return self
 
 
@@ -111,9 +123,6 @@ class RulesSettings(Section):
     """Files and folders with the rules of launch plans. The dispatcher reads a file again when the file changes."""
     flyte_admin: FlyteAdminConfig | None = None
     """FlyteAdmin, if the dispatcher asks it for effective rules. Effective rules take precedence over rule files."""
-    recipients: Mapping[str, RecipientAlias] = Field(default_factory=dict)
-    """Mapping from a recipient in rules to the recipient that replaces it, such as `{"#dev": {teams: dev}}`. Flyte's
-    launch plans can name only email, Slack and PagerDuty recipients; this option redirects them to other channels."""
 
 
 class ReconcileSettings(Section):
@@ -166,9 +175,8 @@ class DeliveryOptions(Section):
     the limit."""
     burst: int
     """Maximum number of messages that a destination may get at once. After that, `rate` limits further messages."""
-    fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
-    """Recipients who are notified when a delivery of this channel is dead: a mapping from a channel to the recipients
-    on that channel."""
+    fallback_recipients: Recipients = ()
+    """The contacts that are notified when a delivery of this channel is dead."""
 
     @model_validator(mode="after")
     def _claims_ahead_without_rate(self) -> Self:
@@ -193,6 +201,15 @@ class SeverityOptions(DeliveryOptions):
     severities: tuple[SeverityRule, ...] = ()
     """Rules that determine the value of `severity` in templates. The first rule whose keys hold is used. If there is
     none, the value depends on the phase."""
+
+
+def contact_section() -> type[ContactOptions]:
+    """Create the pydantic model of one contact, with an option for each registered channel."""
+    channels: dict[str, Any] = {
+        name: (Recipients, Field((), description=f"Recipients on the channel `{name}`, written as in a rule."))
+        for name in CHANNEL_TYPES
+    }
+    return create_model("ContactSettings", __base__=ContactOptions, __doc__=ContactOptions.__doc__, **channels)
 
 
 def channel_sections() -> type[BaseModel]:

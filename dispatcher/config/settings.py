@@ -24,12 +24,15 @@ from channels.registry import CHANNEL_TYPES, PLUGIN_PROBLEMS
 from dispatcher.config.mistakes import PREFIX, Origin, empty_sections, sentences, unknown_variables, variables
 from dispatcher.config.sections import (
     DEFAULT_LEDGER,
+    ContactName,
+    ContactOptions,
     IntakeSettings,
     LedgerSettings,
     ReconcileSettings,
     RulesSettings,
     TemplateSettings,
     channel_sections,
+    contact_section,
 )
 from dispatcher.errors import InvalidSettings, SettingsError
 from dispatcher.intake.kafka.config import KafkaConfig
@@ -58,6 +61,7 @@ def _logs_url(text: str) -> str:
 
 
 _Channels = channel_sections()
+_Contact = contact_section()
 
 
 class _Environment(EnvSettingsSource):
@@ -95,6 +99,9 @@ class Settings(BaseSettings):
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
     channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # type created at run time
+    contacts: Mapping[ContactName, _Contact] = Field(default_factory=dict)  # type: ignore[valid-type]  # type created at run time
+    """Mapping from a contact's name to its recipients. A recipient in a rule that equals a contact's name means all of
+    the contact's recipients."""
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: Annotated[str, AfterValidator(_http_url_or_nothing)] = ""
@@ -120,8 +127,7 @@ class Settings(BaseSettings):
         environment variable. `problem`: a sentence such as `ledger.url: no such folder`.
         """
         key, colon, _ = problem.partition(": ")
-        parts = key.split(".") if colon and " " not in key else ()
-        steps = tuple(int(part) if part.isdecimal() else part for part in parts)
+        steps = self._origin.steps(key) if colon else ()
         return f"{self._origin.place(steps if steps and steps[0] in Settings.model_fields else ())}{problem}"
 
     @model_validator(mode="after")
@@ -145,6 +151,11 @@ class Settings(BaseSettings):
         """Mapping from the name of each configured channel to its section of the settings."""
         sections = {name: getattr(self.channels, name) for name in CHANNEL_TYPES}
         return {name: section for name, section in sections.items() if section is not None}
+
+    @property
+    def contact_sections(self) -> Mapping[str, ContactOptions]:
+        """Mapping from each contact's name to its section of the settings."""
+        return self.contacts
 
 
 def load(path: Path | None) -> Settings:

@@ -138,10 +138,8 @@ class Show:
         settings = {
             "http": {"listen": _ANY_PORT, "console": True},
             "ledger": {"url": "sqlite+aiosqlite:///./demo.db"},
-            "rules": {
-                "launch_plans": ["./launch_plans"],
-                "recipients": {"data-eng@example.com": {"teams": "data-eng"}},
-            },
+            "rules": {"launch_plans": ["./launch_plans"]},
+            "contacts": {"data-eng@example.com": {"teams": ["data-eng"]}},
             "channels": {
                 "email": {
                     "host": "127.0.0.1",

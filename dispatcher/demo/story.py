@@ -38,7 +38,7 @@ launch_plan: {project: etl, domain: production, name: "*"}
 notifications:
   - phases: [FAILED]
     slack: {recipients_email: ["#data-eng"]}
-  - phases: [FAILED]  # the settings' rules.recipients redirect this address to Teams
+  - phases: [FAILED]  # the settings have a contact of this name, which is on Teams
     email: {recipients_email: [data-eng@example.com]}
   - phases: [FAILED]
     webhook: {recipients: [audit]}

@@ -204,13 +204,21 @@ class Evaluator:
 
         In another thread if the event is large, or if rendering waits for another process.
         """
-        channels = {rule.notification.channel for rule in decision.matched}
-        short = channels <= self._planned_channels and not _is_large(terminal, decision.rules)
+        channels = {channel for rule in decision.matched for channel, _ in self.planner.recipients(rule)}
+        short = channels <= self._planned_channels and not self._is_large(terminal, decision.rules)
         if short and not self.contents.waits:
             return self._plan_here(terminal, decision)
         planned = await asyncio.to_thread(self._plan_here, terminal, decision)
         self._planned_channels.update(channels)
         return planned
+
+    def _is_large(self, terminal: TerminalEvent, rules: Iterable[Rule]) -> bool:
+        """True if the deliveries are planned in another thread, because of their number or the size of their texts."""
+        size, recipients = len(terminal.value), 0
+        for rule in rules:
+            size += len(rule.notification.template or "")
+            recipients += len(self.planner.recipients(rule))
+        return size > LARGE or recipients > MANY
 
     def _plan_here(self, terminal: TerminalEvent, decision: Decision) -> RecordedEvent:
         event, now = terminal.event, self.clock.now()
@@ -252,12 +260,3 @@ class Evaluator:
             size=len(value),
             event=event,
         )
-
-
-def _is_large(terminal: TerminalEvent, rules: Iterable[Rule]) -> bool:
-    """True if the event's deliveries are planned in another thread, because of their number or the size of their texts."""
-    size, recipients = len(terminal.value), 0
-    for rule in rules:
-        size += len(rule.notification.template or "")
-        recipients += len(rule.notification.recipients)
-    return size > LARGE or recipients > MANY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -66,6 +67,18 @@ def excess_of_data(notifications: Any) -> str:
         if isinstance(body.get(field), list | tuple)
     ]
     return excess(len(notifications), sum(map(len, lists)))
+
+
+def named_recipients(recipients: Sequence[str]) -> tuple[str, ...]:
+    """Return the recipients without spaces around them. Raises ValueError if a text can't be a recipient."""
+    named = tuple(recipient.strip() for recipient in recipients)
+    if not all(named):
+        raise ValueError("an empty recipient")
+    if any(map(_CONTROL.search, named)):
+        raise ValueError("a recipient with control characters")
+    if (longest := max(map(len, named), default=0)) > MAX_RECIPIENT:
+        raise ValueError(f"a recipient of {longest} characters: at most {MAX_RECIPIENT} are allowed")
+    return named
 
 
 class Notification(BaseModel):
@@ -144,11 +157,4 @@ class Notification(BaseModel):
     def _recipients_are_named(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
         if not recipients:
             raise ValueError("no recipients: name at least one in recipients_email")
-        named = tuple(recipient.strip() for recipient in recipients)
-        if not all(named):
-            raise ValueError("an empty recipient")
-        if any(map(_CONTROL.search, named)):
-            raise ValueError("a recipient with control characters")
-        if (longest := max(map(len, named))) > MAX_RECIPIENT:
-            raise ValueError(f"a recipient of {longest} characters: at most {MAX_RECIPIENT} are allowed")
-        return named
+        return named_recipients(recipients)

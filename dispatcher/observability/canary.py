@@ -7,7 +7,7 @@ names a recipient that is used for canaries only. One replica sends the canary; 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, Self
@@ -87,8 +87,8 @@ class Canary:
     publish_miss: Publish
     """Publishes the event that notifies the fallback recipients of a missed canary. This event never goes through
     Kafka."""
-    fallback_recipients: Mapping[str, Sequence[str]]
-    """Mapping from a channel to the recipients who are notified of a missed canary."""
+    fallback_recipients: Sequence[str]
+    """The contacts that are notified of a missed canary."""
     stopping: asyncio.Event
     missed: str | None = None
     """Why the last canary was missed; None if the canary arrived or no canary was sent yet."""
@@ -174,10 +174,9 @@ class Canary:
         )
 
     def _miss_event(self, event: Event, reason: str) -> Event:
-        """Return a FAILED event that reports the missed canary. Its rules notify the fallback recipients."""
-        rules = tuple(
-            Notification(phases=(Phase.FAILED,), channel=channel, recipients=tuple(recipients))
-            for channel, recipients in self.fallback_recipients.items()
+        """Return a FAILED event that reports the missed canary. Its rule notifies the fallback recipients."""
+        rule = Notification(
+            phases=(Phase.FAILED,), channel=self.config.channel, recipients=tuple(self.fallback_recipients)
         )
         name = f"{event.execution.name}-missed"
         message = (
@@ -189,7 +188,7 @@ class Canary:
             phase=Phase.FAILED,
             occurred_at=self.clock.now(),
             error=ExecutionError(code="CanaryMissed", message=message, kind="SYSTEM"),
-            options=Options(notifications=rules),
+            options=Options(notifications=(rule,)),
         )
 
     def _slot(self) -> datetime:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from channels.contract import ThreadBy, UnknownRecipient
 from dispatcher.model.delivery import (
@@ -28,10 +28,10 @@ from dispatcher.model.delivery import (
 )
 from dispatcher.model.event import Event, shortened
 from dispatcher.model.phase import Phase
+from dispatcher.planning.contacts import NO_CONTACTS, Contacts, Recipient
+from dispatcher.planning.targets import Address, Target, find_target
 from dispatcher.rules import Rule
 
-Address = Callable[[str], str]
-"""The method `Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
 MAX_AHEAD = timedelta(minutes=1)
 """How far Flyte's clocks may be ahead of this one. The order of a thread's messages depends on Flyte's clocks alone."""
 
@@ -45,12 +45,6 @@ class TemplateSetOf(Protocol):
 def same_templates(event: Event, recipient: str) -> Hashable:
     del event, recipient
     return ()
-
-
-class Target(NamedTuple):
-    channel: str
-    recipient: str
-    address: str
 
 
 @dataclass(slots=True)
@@ -87,17 +81,16 @@ class Planner:
     """The channels that group recipients: one message may go to several addresses."""
     with_own_template: frozenset[str] = frozenset()
     """The channels whose messages may use a rule's own template."""
-    fallback_recipients: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    """Mapping from a channel to its fallback recipients, by their channel. They are notified if one of the channel's
-    deliveries is dead."""
+    contacts: Contacts = NO_CONTACTS
+    """The contacts that rules may name, instead of recipients."""
+    fallback_recipients: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Mapping from a channel to the contacts that are notified if one of the channel's deliveries is dead."""
     template_set: TemplateSetOf = same_templates
     thread_by: Mapping[str, Callable[[str], ThreadBy | None]] = field(default_factory=dict)
     """Mapping from a channel to its method `Channel.thread_by`, which returns whether messages to an address form one
     thread per launch plan or one per execution."""
     change_events: frozenset[str] = frozenset()
     """The channels that send change events. A change event reports that a launch plan has run in a new version."""
-    aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Mapping from a recipient in a rule to the channel and recipient that are used instead (`rules.recipients`)."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """Return the deliveries for the matched rules.
@@ -117,9 +110,13 @@ class Planner:
         The ledger stores the change events only if the launch plan has run in this version for the first time. The
         recipients of all `rules` get them, for any phase.
         """
-        with_change_events = [rule for rule in rules if rule.notification.channel in self.change_events]
         plan = event.launch_plan
-        if plan is None or not plan.version or not with_change_events:
+        if plan is None or not plan.version or not self.change_events:
+            return None
+        with_change_events = [
+            rule for rule in rules if any(channel in self.change_events for channel, _ in self.recipients(rule))
+        ]
+        if not with_change_events:
             return None
         event_plan = _EventPlan(self, event, now)
         return NewVersion(
@@ -196,18 +193,22 @@ class Planner:
         return tuple(event_plan.deliveries)
 
     def unreachable(self) -> Iterator[str]:
-        """Yield an error message for each recipient in the settings that no channel knows."""
-        for recipient in self.aliases:
-            if (reason := self.unreachable_reason("", recipient)) is not None:
-                yield f"rules.recipients: {recipient}: {reason}"
-        for dead_channel, fallback in self.fallback_recipients.items():
-            for channel, recipients in fallback.items():
-                for recipient in recipients:
-                    if (reason := self.unreachable_reason(channel, recipient)) is not None:
-                        yield f"channels.{dead_channel}.fallback_recipients.{channel}: {recipient}: {reason}"
+        """Yield an error message for each mistake in the contacts, and for each unknown contact in the settings."""
+        yield from self.contacts.problems
+        for channel, names in self.fallback_recipients.items():
+            for problem in self.contacts.unknown(names):
+                yield f"channels.{channel}.fallback_recipients: {problem}"
+
+    def recipients(self, rule: Rule) -> Sequence[Recipient]:
+        """Return whom a rule names, each with the channel. A contact's recipients stand in the place of its name."""
+        channel = rule.notification.channel
+        named: list[Recipient] = []
+        for recipient in rule.notification.recipients:
+            named += self.contacts.expand(recipient) or ((channel, recipient),)
+        return named
 
     def unreachable_reason(self, channel: str, recipient: str) -> str | None:
-        """Return why no channel can reach a rule's recipient; None if one can."""
+        """Return why no channel can reach a recipient; None if one can."""
         try:
             self.target(channel, recipient)
         except UnknownRecipient as error:
@@ -215,28 +216,8 @@ class Planner:
         return None
 
     def target(self, channel: str, recipient: str) -> Target:
-        """Return the channel and address for a rule's recipient. Raises UnknownRecipient if no channel knows it."""
-        if recipient in self.aliases:
-            channel, alias = self.aliases[recipient]
-            return Target(channel, recipient, self._address(channel, alias))
-        try:
-            return Target(channel, recipient, self._address(channel, recipient))
-        except UnknownRecipient as unknown_recipient:
-            if unknown_recipient.reachable_by is not None and unknown_recipient.reachable_by[0] in self.addresses:
-                channel, alias = unknown_recipient.reachable_by
-                return Target(channel, recipient, self._address(channel, alias))
-            fallback = self.fallbacks.get(channel)
-            if fallback is None:
-                raise
-            try:
-                return Target(fallback, recipient, self._address(fallback, recipient))
-            except UnknownRecipient as neither:
-                raise UnknownRecipient(f"{unknown_recipient.reason}; nor does {fallback}: {neither.reason}") from None
-
-    def _address(self, channel: str, recipient: str) -> str:
-        if channel not in self.addresses:
-            raise UnknownRecipient(f"no such channel is configured: add channels.{channel} to the settings")
-        return self.addresses[channel](recipient)
+        """Return the channel and address for a recipient. Raises UnknownRecipient if no channel knows it."""
+        return find_target(self.addresses, self.fallbacks, channel, recipient)
 
 
 @dataclass(slots=True)
@@ -261,8 +242,8 @@ class _EventPlan:
         """
         named: dict[tuple[str, str], _Named] = {}
         for place, rule in enumerate(rules):
-            for recipient in rule.notification.recipients:
-                one = self._named(rule, place, recipient)
+            for channel, recipient in self.planner.recipients(rule):
+                one = self._named(rule, place, channel, recipient)
                 to = one.target
                 named.setdefault((to.channel, (to.address or to.recipient).casefold()), one).name(rule)
         messages: dict[Hashable, list[_Named]] = {}
@@ -271,11 +252,11 @@ class _EventPlan:
         for together in messages.values():
             self._add_message(together)
 
-    def _named(self, rule: Rule, place: int, recipient: str) -> _Named:
+    def _named(self, rule: Rule, place: int, channel: str, recipient: str) -> _Named:
         try:
-            return _Named(self.planner.target(rule.notification.channel, recipient), rule, place)
+            return _Named(self.planner.target(channel, recipient), rule, place)
         except UnknownRecipient as error:
-            return _Named(Target(rule.notification.channel, recipient, ""), rule, place, error.reason)
+            return _Named(Target(channel, recipient, ""), rule, place, error.reason)
 
     def _message_of(self, key: Hashable, named: _Named) -> Hashable:
         """Return what those have in common who share a message. `key`: the result for a recipient with its own message."""
@@ -312,11 +293,11 @@ class _EventPlan:
         """Plan a notice about a delivery for each fallback recipient of its channel. `reason`: what the notice says."""
         if about.fallback_for:  # a dead notice causes no further notice, because that could go on forever
             return
-        for channel, recipients in self.planner.fallback_recipients.get(about.channel, {}).items():
-            for recipient in recipients:
+        for contact in self.planner.fallback_recipients.get(about.channel, ()):
+            for channel, recipient in self.planner.contacts.expand(contact) or ():
                 try:
                     target = self.planner.target(channel, recipient)
-                except UnknownRecipient:  # already reported: `unreachable` checks fallback recipients at the start
+                except UnknownRecipient:  # already reported: `unreachable` checks contacts at the start
                     continue
                 if not self.register(f"fallback {target.channel}", target.address):
                     continue
@@ -338,9 +319,9 @@ class _EventPlan:
         """
         deliveries = []
         for rule in rules:
-            for recipient in rule.notification.recipients:
+            for channel, recipient in self.planner.recipients(rule):
                 try:
-                    target = self.planner.target(rule.notification.channel, recipient)
+                    target = self.planner.target(channel, recipient)
                 except UnknownRecipient:
                     continue
                 if target.channel not in self.planner.change_events:

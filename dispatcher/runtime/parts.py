@@ -176,7 +176,7 @@ class Wiring:
             metrics=self.metrics,
             publish=through_kafka(kafka) if kafka is not None and config.through == "kafka" else publish_to_intake,
             publish_miss=publish_to_intake,
-            fallback_recipients=section.fallback_recipients if section is not None else {},
+            fallback_recipients=section.fallback_recipients if section is not None else (),
             stopping=self.stopping,
         )
 

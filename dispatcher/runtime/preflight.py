@@ -63,6 +63,8 @@ def unreachable_recipients(planner: Planner, book: RuleBook) -> Iterator[str]:
         for rule in plan.rules:
             for recipient in rule.notification.recipients:
                 channel = rule.notification.channel
+                if planner.contacts.expand(recipient) is not None:
+                    continue  # `Planner.unreachable` checks the contacts' recipients
                 if (reason := planner.unreachable_reason(channel, recipient)) is not None:
                     yield f"{rule.defined_at}: {recipient!r} can't be reached by {channel}: {reason}"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,10 @@ from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
 from dispatcher.model.event import Event
+from dispatcher.planning.contacts import Contact, Contacts
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
+from dispatcher.planning.targets import FindTarget, as_written, find_target
 from dispatcher.rendering.renderer import Renderer
 from dispatcher.send_test import SendTest
 
@@ -72,11 +75,21 @@ def make_contents(settings: Settings, template_failed: Callable[[str], None] = l
     return Contents(renderer.render, renderer.template_set, renderer.change, waits=renderer.has_operator_templates)
 
 
+def make_contacts(settings: Settings, find_target: FindTarget = as_written) -> Contacts:
+    """Return the settings' contacts. `find_target`: finds the address of a recipient; if it is not given, the contacts
+    can be expanded, but their recipients are not checked.
+    """
+    contacts = {
+        name: Contact(section.recipients, section.include) for name, section in settings.contact_sections.items()
+    }
+    return Contacts(contacts, find_target)
+
+
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
     """Return a planner for the configured channels and template sets.
 
     Raises SettingsError if a template folder does not exist, or if no channel can reach one of the recipients in the
-    settings (`fallback_recipients`, `rules.recipients` and the canary's recipient).
+    settings (the contacts and the canary's recipient), or if the contacts have another mistake.
     """
     renderer = make_renderer(settings)
     fallbacks = {
@@ -84,8 +97,9 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         for name, section in settings.channel_sections.items()
         if getattr(section, "fallback", "none") != "none"
     }
+    addresses = {name: channel.address for name, channel in channels.items()}
     planner = Planner(
-        addresses={name: channel.address for name, channel in channels.items()},
+        addresses=addresses,
         fallbacks=fallbacks,
         template_set=renderer.template_set,
         change_events=frozenset(
@@ -96,12 +110,16 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         thread_by={
             name: channel.thread_by for name, channel in channels.items() if not CHANNEL_TYPES[name].groups_recipients
         },
+        contacts=make_contacts(settings, partial(find_target, addresses, fallbacks)),
         fallback_recipients={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
-        aliases={recipient: alias.target for recipient, alias in settings.rules.recipients.items()},
     )
     problems = [*planner.unreachable()]
     canary = settings.canary
-    if canary is not None and (reason := planner.unreachable_reason(canary.channel, canary.recipient)) is not None:
+    if (
+        canary is not None
+        and planner.contacts.expand(canary.recipient) is None
+        and (reason := planner.unreachable_reason(canary.channel, canary.recipient)) is not None
+    ):
         problems.append(f"canary: {canary.recipient} by {canary.channel}: {reason}")
     if problems:
         raise SettingsError("\n".join(problems))

@@ -84,8 +84,8 @@ class SendTestForCallers:
 
     async def _is_named(self, channel: str, recipient: str) -> bool:
         """True if a rule names the recipient: a rule in a file, or one that asked for a recorded delivery."""
-        notifications = (rule.notification for plan in self.rules().plans.values() for rule in plan.rules)
-        if any(one.channel == channel and recipient in one.recipients for one in notifications):
+        rules = (rule for plan in self.rules().plans.values() for rule in plan.rules)
+        if any((channel, recipient) in self.send_test.planner.recipients(rule) for rule in rules):
             return True
         try:
             target = self.send_test.planner.target(channel, recipient)

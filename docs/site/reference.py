@@ -84,7 +84,7 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         model = _model(field.annotation)
         if model is not None:
-            lines += [f"## {name}", "", *_about(model), *_section(name, model)]
+            lines += [f"## {name}", "", *_about(model), *_section(f"{name}{_item_suffix(field.annotation)}", model)]
     lines += [
         "## Top level",
         "",

@@ -114,8 +114,8 @@ def found(folder: Path, text: str) -> list[str]:
             "channels.email.retry.deadline: '9999999999d' is too long: 36500d is the",
         ),
         (
-            MAIL % "fallback_recipients: {slak: [x]}",
-            "s.yaml:2: channels.email.fallback_recipients.slak: x: no such channel is",
+            MAIL % "fallback_recipients: [oncal]" + "\ncontacts: {on-call: {email: [a@example.com]}}",
+            "s.yaml:2: channels.email.fallback_recipients: there is no contact 'oncal': did you mean on-call?",
         ),
         (
             "channels: {email: {host: 'relay:25', from: a@example.com}}",
@@ -184,8 +184,16 @@ def found(folder: Path, text: str) -> list[str]:
         ("rules: {flyte_admin: {endpoint: 'a:99999'}}", "rules.flyte_admin.endpoint: 'a:99999' is no gRPC endpoint"),
         ("rules: {flyte_admin: {endpoint: a, ca_file: pem}}", "rules.flyte_admin.ca_file: pem has no certificate"),
         (
-            "rules: {recipients: {'#dev': {teams: dev}}}",
-            "s.yaml:3: rules.recipients: #dev: no such channel is configured: add",
+            "contacts:\n  ops@example.com:\n    teams: [dev]",
+            "s.yaml:5: contacts.ops@example.com.teams: dev: no such channel is configured: add",
+        ),
+        (
+            "contacts:\n  ml: {include: [on-cal]}\n  On-call: {include: [ml]}",
+            "s.yaml:4: contacts.ml.include: there is no contact 'on-cal': did you mean On-call?",
+        ),
+        (
+            "contacts:\n  a.b: {include: [c]}\n  c: {include: [d]}\n  d: {include: [c]}",
+            "contacts.c.include: c includes d, d includes c: a contact can't include itself",
         ),
         ("templates: {path: [nowhere]}", "s.yaml:3: templates.path: no such folder: nowhere"),
         (

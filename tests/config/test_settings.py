@@ -138,7 +138,9 @@ def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) 
         ),
         ("channels: {slack: {}}", "channels.slack: give token or token_file"),
         ("channels: {teams: {targets: {ml: {}}}}", "channels.teams.targets.ml: give url or url_file"),
-        ("rules: {recipients: {a: {teams: b, slack: c}}}", "rules.recipients.a: name one channel and its recipient"),
+        ("contacts: {ml: {}}", "contacts.ml: nobody is in it: give recipients of one of email, slack"),
+        ("contacts: {ml: {slak: ['#a']}}", "contacts.ml.slak: unknown option; did you mean 'slack'?"),
+        ("contacts: {ml: {slack: ['']}}", "contacts.ml.slack: an empty recipient"),
         ("channels: {slack: {token: a, token_file: /dev/null}}", "channels.slack"),
         ("channels: {pagerduty: {services: {x: {}}}}", "give routing_key or routing_key_file"),
         ("channels: {slack: {token_file: ./nowhere}}", "no such file"),
@@ -181,19 +183,26 @@ def test_each_channel_has_its_providers_rate_limit_unless_the_settings_change_it
     given = """
 channels:
   email: {host: localhost, from: f@x.com}
-  slack: {token: a, fallback_recipients: {email: "oncall@x.com, boss@x.com"}}
+  slack: {token: a, fallback_recipients: "oncall, boss"}
   pagerduty: {rate: none, burst: 5, concurrency: 3}
 """
     sections = load(written(tmp_path, given)).channel_sections
     limits = {name: (section.rate and str(section.rate), section.burst) for name, section in sections.items()}
     assert limits == {"email": (None, 1), "slack": ("1/s", 3), "pagerduty": (None, 5)}
     assert [section.rate_limit().max_in_flight for section in sections.values()] == [5, 5, 1]
-    assert sections["slack"].fallback_recipients == {"email": ("oncall@x.com", "boss@x.com")}
+    assert sections["slack"].fallback_recipients == ("oncall", "boss")
 
 
-def test_recipients_may_be_aliases_on_another_channel(tmp_path: Path) -> None:
-    recipients = load(written(tmp_path, 'rules: {recipients: {"#dev": {teams: dev}}}')).rules.recipients
-    assert {name: alias.target for name, alias in recipients.items()} == {"#dev": ("teams", "dev")}
+def test_a_contact_has_recipients_on_each_channel_and_may_include_others(tmp_path: Path) -> None:
+    text = "contacts: {' ml ': {slack: ['#ml', '#ops'], email: 'a@x.com, b@x.com', include: on-call}, on-call: {teams: [x]}}"
+    contacts = load(written(tmp_path, text)).contact_sections
+    assert {name: (one.recipients, one.include) for name, one in contacts.items()} == {
+        "ml": (
+            (("email", "a@x.com"), ("email", "b@x.com"), ("slack", "#ml"), ("slack", "#ops")),
+            ("on-call",),
+        ),
+        "on-call": ((("teams", "x"),), ()),
+    }
 
 
 def test_a_webhooks_lists_may_be_comma_separated_and_its_files_relative(

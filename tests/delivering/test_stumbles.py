@@ -19,7 +19,7 @@ from dispatcher.model.delivery import STUMBLED, Delivery, Kind, State
 from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from tests.support.builders import a_delivery, an_event
+from tests.support.builders import a_delivery, an_event, some_contacts
 from tests.support.ledgers import execute
 from tests.support.workers import ScriptedChannel, a_worker, running
 
@@ -111,9 +111,8 @@ async def test_a_row_that_cant_be_read_is_given_up_and_the_fallback_recipients_a
     body = "X'7b'" if ledger_url.startswith("sqlite") else "decode('7b', 'hex')"
     of_poison = f"(SELECT content FROM deliveries WHERE key = '{poison.key}')"
     await execute(ledger_url, f"UPDATE contents SET body = {body} WHERE content_hash = {of_poison}")
-    planner = Planner(
-        addresses={"email": str}, fallbacks={}, fallback_recipients={"slack": {"email": ["on-call@example.com"]}}
-    )
+    contacts = some_contacts(oncall={"email": ["on-call@example.com"]})
+    planner = Planner({"email": str}, {}, contacts=contacts, fallback_recipients={"slack": ["oncall"]})
     run = Run(ledger)
     await run.deliver(planner=planner)
 

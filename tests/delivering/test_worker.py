@@ -36,7 +36,7 @@ from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from tests.support.builders import NOW, SECOND, a_delivery, an_event
+from tests.support.builders import NOW, SECOND, a_delivery, an_event, some_contacts
 from tests.support.clock import ManualClock
 from tests.support.ledger_steps import an_action, recorded
 from tests.support.waiting import until
@@ -447,11 +447,15 @@ async def test_messages_to_one_destination_keep_its_rate_limit(ledger: Ledger) -
     assert {len(await ledger.history.attempts(delivery.key)) for delivery in deliveries} == {1}
 
 
+ON_CALL = some_contacts(oncall={"email": ["oncall@x.com"]})
+
+
 async def test_the_fallback_recipients_are_notified_of_a_dead_delivery(ledger: Ledger) -> None:
     planner = Planner(
         addresses={"email": str.lower, "slack": str},
         fallbacks={},
-        fallback_recipients={"slack": {"email": ["oncall@x.com"]}, "email": {"email": ["oncall@x.com"]}},
+        contacts=ON_CALL,
+        fallback_recipients={"slack": ["oncall"], "email": ["oncall"]},
     )
     await record(ledger, "#a", "#b")
     async with running(a_worker(ledger, ScriptedChannel(lambda _: Never("is_archived")), planner=planner)):
@@ -500,7 +504,8 @@ async def test_a_superseded_failure_is_dropped_before_the_channel_is_called_wher
     planner = Planner(
         addresses={"email": str.lower, "slack": str},
         fallbacks={},
-        fallback_recipients={"slack": {"email": ["oncall@x.com"]}},
+        contacts=ON_CALL,
+        fallback_recipients={"slack": ["oncall"]},
     )
     settled: list[tuple[Settlement, bool]] = []
     for pages, sent, state in ((True, 0, State.DROPPED), (False, 1, State.SENT)):
@@ -572,7 +577,8 @@ async def test_a_refusal_of_the_dispatcher_gives_one_notice_after_15_minutes_and
     planner = Planner(
         addresses={"email": str.lower, "slack": str},
         fallbacks={},
-        fallback_recipients={"slack": {"email": ["oncall@x.com"]}},
+        contacts=ON_CALL,
+        fallback_recipients={"slack": ["oncall"]},
     )
     clock = ManualClock(SystemClock().now())
     await record(ledger, "#a", "#b")
@@ -628,7 +634,8 @@ async def test_refused_recipients_of_a_mail_become_dead_deliveries(ledger: Ledge
     planner = Planner(
         addresses={"email": str.lower},
         fallbacks={},
-        fallback_recipients={"email": {"email": ["oncall@x.com"]}},
+        contacts=ON_CALL,
+        fallback_recipients={"email": ["oncall"]},
     )
     event, now = an_event(), SystemClock().now()
     mail = a_delivery(

@@ -70,11 +70,7 @@ class Rig:
 async def rig(server: LocalFlyteAdmin, tmp_path: Path) -> AsyncIterator[Rig]:
     """The dispatcher was first started a day ago."""
     clock = ManualClock()
-    planner = Planner(
-        addresses=dict.fromkeys(("email", "slack", "pagerduty"), str),
-        fallbacks={},
-        fallback_recipients={},
-    )
+    planner = Planner(addresses=dict.fromkeys(("email", "slack", "pagerduty"), str), fallbacks={})
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}") as ledger, admin_client(server) as admin:
         await ledger.checkpoints.record_first_start(now=NOW - 24 * HOUR)
         intake = Intake(ledger, RuleBook, planner, Contents(lambda *_, **__: {}), clock, look_up=admin.look_up)

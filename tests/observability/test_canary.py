@@ -25,7 +25,7 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from tests.support.brokers import Broker
-from tests.support.builders import SECOND
+from tests.support.builders import SECOND, some_contacts
 from tests.support.clock import ManualClock
 from tests.support.metrics import scrape, scraped
 from tests.support.running import running
@@ -61,7 +61,8 @@ RECEIPT = Receipt(answer=Answer("ok"))
 
 
 def an_intake(ledger: Ledger, clock: ManualClock) -> Intake:
-    planner = Planner(addresses={"slack": str, "email": str}, fallbacks={})
+    contacts = some_contacts(oncall={"email": ["on-call@example.com"]})
+    planner = Planner(addresses={"slack": str, "email": str}, fallbacks={}, contacts=contacts)
     return Intake(ledger, lambda: RuleBook({}), planner, Contents(lambda *_, **__: {"text": "canary"}), clock)
 
 
@@ -74,7 +75,7 @@ def a_canary(ledger: Ledger, clock: ManualClock, publish: Publish | None = None,
         "metrics": Metrics(),
         "publish": publish or to_intake,
         "publish_miss": to_intake,
-        "fallback_recipients": {"email": ("on-call@example.com",)},
+        "fallback_recipients": ("oncall",),
         "stopping": asyncio.Event(),
         **changes,
     }

@@ -54,13 +54,14 @@ async def refusing_providers(folder: Path, **more: Any) -> AsyncIterator[Replica
         ScriptedHttp(default=repeating(ROUTING_KEY)) as pagerduty,
         ScriptedHttp(default=repeating(HOOK)) as hook,
     ):
+        contacts = {"oncall": {"email": [PERSON]}}
         channels = {
             "email": {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "Flyte <f@example.com>"},
             "slack": {"token": SLACK, "api_url": f"{slack.url}/api/"},
             "pagerduty": {
                 "events_url": pagerduty.url,
                 "services": {"pages@example.com": {"routing_key": ROUTING_KEY}},
-                "fallback_recipients": {"email": [PERSON]},
+                "fallback_recipients": ["oncall"],
             },
             "webhook": {
                 "targets": {"ops": {"url": f"{hook.url}/{HOOK}", "headers": {"x-key": HOOK}}},
@@ -69,7 +70,7 @@ async def refusing_providers(folder: Path, **more: Any) -> AsyncIterator[Replica
             },
         }
         ledger = {"url": "sqlite+aiosqlite:///./ledger.db"}
-        async with serving(folder, {"ledger": ledger, "channels": channels, **more}) as replica:
+        async with serving(folder, {"ledger": ledger, "contacts": contacts, "channels": channels, **more}) as replica:
             yield replica
 
 

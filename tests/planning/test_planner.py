@@ -16,7 +16,16 @@ from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import Rule
-from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, a_notification, a_rule, an_event
+from tests.support.builders import (
+    NOW,
+    SECOND,
+    a_delivery,
+    a_launch_plan,
+    a_notification,
+    a_rule,
+    an_event,
+    some_contacts,
+)
 
 
 def mail_address(recipient: str) -> str:
@@ -132,7 +141,8 @@ def test_the_same_message_is_rendered_once() -> None:
 
 
 def a_planner_with_fallback_recipients(**fallback: list[str]) -> Planner:
-    return a_planner(fallback_recipients={"slack": fallback}, fallbacks={})
+    contacts = some_contacts(oncall=fallback)
+    return a_planner(contacts=contacts, fallback_recipients={"slack": ["oncall"]}, fallbacks={})
 
 
 def test_the_fallback_recipients_are_notified_of_an_undeliverable_delivery() -> None:
@@ -169,11 +179,13 @@ def test_there_is_no_notice_about_a_failed_notice() -> None:
     assert planner.notify_fallback(an_event(), notice, now=NOW) == ()
 
 
-def test_fallback_recipients_that_no_channel_knows_are_reported() -> None:
-    planner = a_planner_with_fallback_recipients(email=["oncall"], slack=["#ops", "#nowhere"])
+def test_unknown_contacts_are_reported() -> None:
+    planner = a_planner(
+        contacts=some_contacts(oncall={"email": ["x"]}), fallback_recipients={"slack": ["On-call", "x"]}
+    )
     assert list(planner.unreachable()) == [
-        "channels.slack.fallback_recipients.email: oncall: not a mail address",
-        "channels.slack.fallback_recipients.slack: #nowhere: neither a channel nor a person",
+        "channels.slack.fallback_recipients: there is no contact 'On-call': did you mean oncall?",
+        "channels.slack.fallback_recipients: there is no contact 'x': there are oncall",
     ]
 
 
@@ -348,26 +360,6 @@ def test_a_new_version_gives_each_recipient_of_any_rule_one_change_event() -> No
     assert planner.new_version(an_event(Phase.SUCCEEDED), rules, now=NOW) is None
 
 
-def test_an_alias_replaces_a_rules_channel_and_recipient() -> None:
-    planner = a_planner(aliases={"#teams": ("slack", "#dev"), "on-call@x.com": ("slack", "#ops")})
-    rules = [a_rule("#teams", "on-call@x.com", "a@x.com"), a_rule("#dev", channel="slack")]
-    assert planned(*rules, planner=planner) == [
-        ("slack", ("C1",), State.WAITING),
-        ("slack", ("C2",), State.WAITING),
-        ("email", ("a@x.com",), State.WAITING),
-    ]
-    deliveries = planner.plan(an_event(), rules, now=NOW)
-    assert [delivery.recipients for delivery in deliveries] == [("#teams",), ("on-call@x.com",), ("a@x.com",)]
-
-
-def test_an_alias_to_an_unknown_recipient_is_reported_at_the_start_and_undeliverable_later() -> None:
-    planner = a_planner(aliases={"#dev": ("teams", "ml")})
-    reason = "no such channel is configured: add channels.teams to the settings"
-    assert list(planner.unreachable()) == [f"rules.recipients: #dev: {reason}"]
-    (delivery,) = planner.plan(an_event(), [a_rule("#dev", channel="slack")], now=NOW)
-    assert (delivery.state, delivery.reason) == (State.DEAD, reason)
-
-
 def test_a_slack_channels_mail_address_gets_a_mail_whatever_the_fallback() -> None:
     def slack(recipient: str) -> str:
         return SlackChannel(SlackConfig.model_validate({"token": "t", "recipients": {"#dev": MAILBOX}})).address(
@@ -382,3 +374,44 @@ def test_a_slack_channels_mail_address_gets_a_mail_whatever_the_fallback() -> No
 
 
 MAILBOX = "alerts-aaaabbbb@team.slack.com"
+
+
+# -- contacts
+
+ML = {"slack": ["#dev", "#nowhere"], "email": ["a@x.com", "b@x.com"]}
+
+
+def test_a_contacts_name_means_all_its_recipients_on_whatever_channel_a_rule_names_it() -> None:
+    planner = a_planner(contacts=some_contacts(ml=ML, **{"c@x.com": {"slack": ["#ops"]}}), fallbacks={})
+    everybody = [
+        ("slack", ("C1",), WAITING),
+        ("slack", ("#nowhere",), DEAD),
+        ("email", ("a@x.com", "b@x.com"), WAITING),
+    ]
+    for channel in ("email", "slack", "pagerduty", ""):
+        assert planned(a_rule("ml", channel=channel), planner=planner) == everybody
+    assert planned(a_rule("ML"), planner=planner) == [("email", ("ML",), DEAD)]
+    assert planned(a_rule("c@x.com", "d@x.com"), planner=planner) == [
+        ("slack", ("C2",), WAITING),
+        ("email", ("d@x.com",), WAITING),
+    ]
+
+
+def test_an_address_that_is_named_directly_and_by_a_contact_is_notified_once_and_lists_both_rules() -> None:
+    planner = a_planner(contacts=some_contacts(ml=ML), fallbacks={})
+    rules = [a_rule("B@x.com", "c@x.com", defined_at="one"), a_rule("ml", channel="", defined_at="two")]
+    deliveries = planner.plan(an_event(), rules, now=NOW)
+    assert [(one.recipients, [*map(str, one.rules)]) for one in deliveries] == [
+        (("B@x.com", "c@x.com"), ["one", "two"]),
+        (("#dev",), ["two"]),
+        (("#nowhere",), ["two"]),
+        (("a@x.com",), ["two"]),
+    ]
+
+
+def test_a_contact_gets_change_events_on_the_channels_that_have_them() -> None:
+    planner = a_planner(contacts=some_contacts(ml=ML), change_events=frozenset({"slack"}))
+    event = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan(version="v2"))
+    run = planner.new_version(event, [a_rule("ml"), a_rule("C1", channel="slack")], now=NOW)
+    assert run is not None
+    assert [one.addresses for one in run.change_events] == [("C1",)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from dispatcher.model.event import EntityId, Event, ExecutionId, Options
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 from dispatcher.model.replica import ChannelStatus, Replica
+from dispatcher.planning.contacts import Contact, Contacts
 from dispatcher.rules import Rule
 
 NOW = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)
@@ -48,6 +50,16 @@ def a_rule(
     *recipients: str, channel: str = "email", phases: tuple[Phase, ...] = (Phase.FAILED,), defined_at: str = "test"
 ) -> Rule:
     return Rule(a_notification(*recipients, channel=channel, phases=phases), defined_at)
+
+
+def some_contacts(**recipients: Mapping[str, Sequence[str]]) -> Contacts:
+    """Contacts by name, each with its recipients by channel."""
+    return Contacts(
+        {
+            name: Contact(tuple((channel, to) for channel, several in by_channel.items() for to in several))
+            for name, by_channel in recipients.items()
+        }
+    )
 
 
 def a_delivery(

@@ -1,0 +1,91 @@
+"""Contacts: the settings say once who somebody is, on all channels, and rules name the contact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from types import MappingProxyType
+
+from channels.contract import UnknownRecipient
+from dispatcher.model.notification import MAX_RECIPIENTS
+from dispatcher.parsing.nearest import no_such
+from dispatcher.planning.targets import FindTarget, as_written
+
+Recipient = tuple[str, str]
+"""A channel, and one of its recipients as a rule writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What the settings say of a contact."""
+
+    recipients: tuple[Recipient, ...] = ()
+    include: tuple[str, ...] = ()
+    """Other contacts whose recipients belong to this one too."""
+
+
+class Contacts:
+    """All contacts, as they were when the settings were read."""
+
+    def __init__(
+        self, contacts: Mapping[str, Contact] = MappingProxyType({}), find_target: FindTarget = as_written
+    ) -> None:
+        """`find_target`: returns the target of a recipient. Raises UnknownRecipient."""
+        self._expanded: dict[str, tuple[Recipient, ...]] = {}
+        self.problems = [*self._expand_all(contacts), *_unreachable(contacts, find_target)]
+        """What is wrong with the contacts: sentences that begin with the setting, such as `contacts.ml.include: `."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Mapping from each contact's name to the number of its recipients."""
+        return {name: len(recipients) for name, recipients in self._expanded.items()}
+
+    def expand(self, name: str) -> tuple[Recipient, ...] | None:
+        """Return the contact's recipients, with those of the contacts that it includes, each once.
+
+        None if there is no contact of this name.
+        """
+        return self._expanded.get(name)
+
+    def unknown(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield a sentence for each name that is no contact's."""
+        for name in names:
+            if name not in self._expanded:
+                yield no_such("contact", name, self._expanded)
+
+    def _expand_all(self, contacts: Mapping[str, Contact]) -> Iterator[str]:
+        """Expand the contacts, those that are included first, and yield the problems."""
+        self._expanded = dict.fromkeys(contacts, ())
+        for name, contact in contacts.items():
+            yield from (f"contacts.{name}.include: {problem}" for problem in self.unknown(contact.include))
+        order = TopologicalSorter({name: contact.include for name, contact in contacts.items()})
+        try:
+            names = [name for name in order.static_order() if name in contacts]
+        except CycleError as error:
+            circle = [*reversed(error.args[1])]
+            steps = ", ".join(f"{one} includes {other}" for one, other in pairwise(circle))
+            yield f"contacts.{circle[0]}.include: {steps}: a contact can't include itself"
+            return
+        for name in names:
+            listed = [*contacts[name].recipients]
+            for other in contacts[name].include:
+                listed += self._expanded.get(other, ())
+            self._expanded[name] = tuple(
+                {(channel, one.casefold()): (channel, one) for channel, one in listed}.values()
+            )
+            if (number := len(self._expanded[name])) > MAX_RECIPIENTS:
+                yield f"contacts.{name}: it has {number:,} recipients: a contact may have {MAX_RECIPIENTS:,}"
+
+
+def _unreachable(contacts: Mapping[str, Contact], find_target: FindTarget) -> Iterator[str]:
+    for name, contact in contacts.items():
+        for channel, recipient in contact.recipients:
+            try:
+                find_target(channel, recipient)
+            except UnknownRecipient as error:
+                yield f"contacts.{name}.{channel}: {recipient}: {error.reason}"
+
+
+NO_CONTACTS = Contacts()

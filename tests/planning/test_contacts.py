@@ -1,0 +1,95 @@
+"""Contacts: their recipients, and the mistakes that the settings can make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels.contract import UnknownRecipient
+from dispatcher.model.notification import MAX_RECIPIENTS
+from dispatcher.planning.contacts import Contact, Contacts
+from dispatcher.planning.targets import Target
+
+
+def mails(*recipients: str, include: tuple[str, ...] = ()) -> Contact:
+    return Contact(tuple(("email", recipient) for recipient in recipients), include)
+
+
+def target(channel: str, recipient: str) -> Target:
+    if "@" not in recipient:
+        raise UnknownRecipient("not a mail address")
+    return Target(channel, recipient, recipient.lower())
+
+
+def test_a_contact_has_its_own_recipients_and_those_of_all_that_it_includes_once() -> None:
+    contacts = Contacts(
+        {
+            "all": mails("a@x", include=("ml", "ops")),
+            "ml": mails("b@x", "A@x", include=("ops",)),
+            "ops": Contact((("slack", "a@x"), ("email", "c@x"))),
+        },
+    )
+    assert contacts.expand("all") == (("email", "A@x"), ("email", "b@x"), ("slack", "a@x"), ("email", "c@x"))
+    assert contacts.expand("ml") == (("email", "b@x"), ("email", "A@x"), ("slack", "a@x"), ("email", "c@x"))
+    assert contacts.expand("ALL") is None
+    assert (contacts.sizes, contacts.problems) == ({"all": 4, "ml": 4, "ops": 2}, [])
+
+
+def test_each_mistake_is_one_sentence_with_its_place() -> None:
+    contacts = Contacts(
+        {
+            "ml": mails("nobody", include=("opss", "ml-2")),
+            "ops": mails("a@x", include=("ops",)),
+            "large": mails(*(f"{number}@x" for number in range(MAX_RECIPIENTS + 1))),
+        },
+        target,
+    )
+    assert contacts.problems == [
+        "contacts.ml.include: there is no contact 'opss': did you mean ops?",
+        "contacts.ml.include: there is no contact 'ml-2': there are large, ml, ops",
+        "contacts.ops.include: ops includes ops: a contact can't include itself",
+        "contacts.ml.email: nobody: not a mail address",
+    ]
+    several = {"a": mails("b@x", include=("b",)), "b": mails(include=("c",)), "c": mails(include=("a",))}
+    (circle,) = Contacts(several).problems
+    assert sorted(circle.split(": ")[1].split(", ")) == ["a includes b", "b includes c", "c includes a"]
+    assert circle.endswith("a contact can't include itself")
+    (large,) = Contacts({"large": mails(*(f"{number}@x" for number in range(MAX_RECIPIENTS + 1)))}).problems
+    assert large == "contacts.large: it has 1,001 recipients: a contact may have 1,000"
+
+
+def test_ten_thousand_contacts_that_include_each_other_in_a_row_are_expanded() -> None:
+    contacts = Contacts(
+        {str(number): Contact(include=(str(number + 1),)) for number in range(10_000)} | {"10000": mails("a@x")}
+    )
+    assert contacts.problems == []
+    assert contacts.expand("0") == (("email", "a@x"),)
+
+
+NAMES = ("a", "b", "c", "d", "e")
+graphs = st.fixed_dictionaries(
+    {
+        name: st.builds(
+            lambda to, include: mails(*to, include=tuple(include)),
+            st.lists(st.sampled_from(["1@x", "2@x", "3@X", "3@x"]), max_size=3),
+            st.lists(st.sampled_from(NAMES[place + 1 :]), max_size=3) if place < 4 else st.just([]),
+        )
+        for place, name in enumerate(NAMES)
+    }
+)
+
+
+@given(graphs)
+def test_who_belongs_to_a_contact_is_who_can_be_reached_by_its_includes(given_contacts: Mapping[str, Contact]) -> None:
+    def members(name: str) -> set[str]:
+        contact = given_contacts[name]
+        own = {recipient.casefold() for _, recipient in contact.recipients}
+        return own.union(*(members(other) for other in contact.include))
+
+    contacts = Contacts(given_contacts, target)
+    assert contacts.problems == []
+    for name in NAMES:
+        expanded = [recipient.casefold() for _, recipient in contacts.expand(name) or ()]
+        assert sorted(expanded) == sorted(members(name))
