@@ -35,7 +35,7 @@ class Contacts:
         """`find_target`: returns the target of a recipient. Raises UnknownRecipient."""
         self._expanded: dict[str, tuple[Recipient, ...]] = {}
         self.problems = [*self._expand_all(contacts), *_unreachable(contacts, find_target)]
-        """What is wrong with the contacts: sentences that begin with the setting, such as `contacts.ml.include: `."""
+        """The mistakes in the contacts: sentences that begin with the setting, such as `contacts.ml.include: `."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
