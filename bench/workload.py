@@ -92,7 +92,7 @@ def contents() -> Contents:
     """The built-in templates, compiled."""
     renderer = Renderer(CHANNEL_TYPES)
     renderer.check()
-    return Contents(renderer.render, renderer.template_set, renderer.change)
+    return Contents(renderer.render, renderer.template_set, change_event=renderer.change)
 
 
 def _by_launch_plan(address: str) -> ThreadBy:

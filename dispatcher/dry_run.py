@@ -120,4 +120,5 @@ def _planned_data(delivery: Delivery) -> dict[str, Any]:
         "reason": delivery.reason,
         "rules": [rule._asdict() for rule in delivery.rules],
         "addresses": delivery.addresses,
+        "severity": delivery.severity,
     }

@@ -128,7 +128,7 @@ def causes_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]
 
 _SHOWN = (
     *("channel", "recipients", "state", "key", "event", "addresses", "kind", "drop_reason", "attempt", "in_doubt"),
-    *("reason", "created_at", "due_at"),
+    *("reason", "severity", "created_at", "due_at"),
 )
 """The fields of a delivery that are shown."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import tzinfo
+from pathlib import Path
 from typing import Protocol
 
 import orjson
@@ -23,7 +25,18 @@ _UNMARKED = "not sent: the {} templates use neither `what` nor `test`, so the te
 class RenderTest(Protocol):
     """Renders a channel's message for an event. `test`: if true, the message says that it is a test."""
 
-    def __call__(self, channel: str, event: Event, *, recipient: str, outage: Outage | None, test: bool) -> Content: ...
+    def __call__(
+        self,
+        channel: str,
+        event: Event,
+        *,
+        recipient: str,
+        outage: Outage | None,
+        test: bool,
+        folders: tuple[Path, ...],
+        zone: tzinfo | None,
+        severity: str,
+    ) -> Content: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +75,17 @@ class SendTest:
         try:
             target = self.planner.target(channel, recipient)
             sender = target.channel
+            options = self.planner.contacts.options(target.channel, target.address)
             content = await asyncio.to_thread(
-                self.render, sender, event, recipient=templates_of or recipient, outage=outage, test=True
+                self.render,
+                sender,
+                event,
+                recipient=templates_of or recipient,
+                outage=outage,
+                test=True,
+                folders=options.templates,
+                zone=options.timezone,
+                severity=options.severity,
             )
             if TEST_MARK.strip() not in orjson.dumps(content).decode():
                 return SendTestResult(channel=sender, accepted=False, message=_UNMARKED.format(sender))

@@ -95,6 +95,7 @@ def show(
             ("to", ", ".join(delivery.recipients)),
             ("address", ", ".join(delivery.addresses)),
             ("rules", ", ".join(map(str, delivery.rules))),
+            ("severity", delivery.severity),
             ("state", state_text(delivery.state)),
             ("reason", delivery.reason),
             ("waits for", waits_text(data)),

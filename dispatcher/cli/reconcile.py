@@ -86,7 +86,9 @@ async def _reconcile(
         if admin is None:
             return wanted, lost
         planner = make_planner(settings, open_channels(settings))
-        intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings), clock, look_up=admin.look_up)
+        intake = Intake(
+            ledger, lambda: rules.book, planner, make_contents(settings, planner.contacts), clock, look_up=admin.look_up
+        )
         options = settings.reconcile
         reconciler = Reconciler(admin, ledger, intake, clock, options.look_back, options.min_age)
         time_range = await reconciler.range_since(wanted)

@@ -224,7 +224,9 @@ async def _replay(
     results = {}
     async with configured_flyte_admin(settings, clock) as admin:
         look_up = admin.look_up if admin is not None else None
-        intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings), clock, look_up=look_up)
+        intake = Intake(
+            ledger, lambda: rules.book, planner, make_contents(settings, planner.contacts), clock, look_up=look_up
+        )
         replays = operations(ledger, intake)
         for entry in {entry.id: entry for entry in found if _undecided(entry, named=ids != [""])}.values():
             result = await (replays.replay(entry, by) if by is not None else intake.replay(entry, dry_run=True))

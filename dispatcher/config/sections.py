@@ -61,6 +61,9 @@ def _time_zone(name: Any) -> Any:
         raise ValueError(f"no such time zone; {hint}") from None
 
 
+TimeZone = Annotated[InstanceOf[tzinfo], BeforeValidator(_time_zone)]
+
+
 class IntakeSettings(Section):
     """How messages are read and recorded."""
 
@@ -102,6 +105,12 @@ class ContactOptions(Section):
 
     include: Recipients = ()
     """Other contacts whose recipients belong to this contact too."""
+    timezone: TimeZone | None = None
+    """Time zone of the times in messages to the contact's own recipients, instead of `templates.timezone`."""
+    templates: Paths = ()
+    """Template folders for messages to the contact's own recipients. They go before the folders of `templates`."""
+    severity: Severity | None = None
+    """The severity of every event for the contact's own recipients, if no route gives a higher one."""
 
     @property
     def recipients(self) -> tuple[tuple[str, str], ...]:
@@ -155,7 +164,7 @@ class TemplateSettings(Section):
     hide_labels: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = PROPELLER_LABELS
     """Names of labels that messages don't show. The default is the labels that flytepropeller sets itself: an execution
     that another execution started inherits them, and they name the other execution."""
-    timezone: Annotated[InstanceOf[tzinfo], BeforeValidator(_time_zone)] = UTC
+    timezone: TimeZone = UTC
     """Time zone of the times in mails and PagerDuty's incidents: a name of the IANA database, such as `Europe/Berlin`.
     Slack and Teams show each reader the time in the reader's own zone."""
 

@@ -147,6 +147,7 @@ def _delivery(event: Event, channel: str, plan: EntityId | None, now: datetime) 
         retry_window_start=now,
         occurred_at=now,
         reason=_TEXT,
+        severity="critical",
         thread=thread_key(channel, recipients, plan.key) if plan is not None else "",
         thread_at=now if plan is not None else None,
         subject=plan.key if plan is not None else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,8 +19,9 @@ from dispatcher.ledger.rows import delivery_row
 from dispatcher.ledger.schema import contents, deliveries, events, rejected
 from dispatcher.ledger.statements import insert, insert_new
 from dispatcher.ledger.threads import Subjects
-from dispatcher.model.delivery import Cause, Delivery, Kind, State, time_prefixed
+from dispatcher.model.delivery import Delivery, Kind, State, time_prefixed
 from dispatcher.model.event import shortened
+from dispatcher.model.severity import highest
 from dispatcher.model.verdict import Verdict
 
 RECIPIENTS_NAMED = 5
@@ -87,20 +88,15 @@ def _add_deliveries(connection: Connection, entries: Sequence[RecordedEvent]) ->
     insert_deliveries(connection, first, traces)
     for delivery in failures:
         known.record_failure(delivery)
-    naming: dict[_Place, list[Cause]] = {}
-    for one in planned if successes else ():
-        for place in _places(one):
-            naming.setdefault(place, []).extend(one.rules if one.kind is Kind.NOTIFICATION else ())
+    notifications = _by_place(one for one in planned if one.kind is Kind.NOTIFICATION) if successes else {}
     resolved_notices: list[Delivery] = []
     for success in successes:
-        ended = [_also_named(notice, naming) for notice in known.record_success(success)]
+        ended = [_joined(notice, notifications) for notice in known.record_success(success)]
         insert_deliveries(connection, ended, traces)  # so that the next success sees the threads as ended
         resolved_notices += ended
     known.save()
-    notified = {place for notice in resolved_notices for place in _places(notice)}
-    others = [one for one in planned if not one.thread or not first]
-    if notified:
-        others = [left for one in others if (left := _without(one, notified)) is not None]
+    notified = {*_by_place(resolved_notices)}
+    others = [left for one in planned if not one.thread or not first for left in _without(one, notified)]
     changes = [one for run in runs.values() if known.record_version(run) for one in run.change_events]
     rest = [*others, *changes]
     insert_deliveries(connection, rest, traces)
@@ -115,22 +111,32 @@ def _places(delivery: Delivery) -> list[_Place]:
     return [(delivery.event, delivery.channel, address.casefold()) for address in delivery.addresses]
 
 
-def _also_named(notice: Delivery, naming: Mapping[_Place, Sequence[Cause]]) -> Delivery:
-    """Return the resolved notice with the rules that ask for a notification of the same event to the same address."""
-    rules = [rule for place in _places(notice) for rule in naming.get(place, ())]
-    return notice._replace(rules=(*notice.rules, *dict.fromkeys(rules)))
+def _by_place(several: Iterable[Delivery]) -> dict[_Place, list[Delivery]]:
+    found: dict[_Place, list[Delivery]] = {}
+    for one in several:
+        for place in _places(one):
+            found.setdefault(place, []).append(one)
+    return found
 
 
-def _without(delivery: Delivery, notified: set[_Place]) -> Delivery | None:
-    """Return a notification without the addresses in `notified`; None if no other is left. Other kinds stay as they are."""
-    if delivery.kind is not Kind.NOTIFICATION or notified.isdisjoint(_places(delivery)):
-        return delivery
+def _joined(notice: Delivery, notifications: Mapping[_Place, Sequence[Delivery]]) -> Delivery:
+    """Return the resolved notice with the rules and the severity of the notifications in whose place it is sent."""
+    replaced = [one for place in _places(notice) for one in notifications.get(place, ())]
+    rules = dict.fromkeys([*notice.rules, *(rule for one in replaced for rule in one.rules)])
+    severity = highest(notice.severity, *(one.severity for one in replaced))
+    return notice._replace(rules=tuple(rules), severity=severity)
+
+
+def _without(delivery: Delivery, notified: set[_Place]) -> Sequence[Delivery]:
+    """Return a notification without the addresses in `notified`, if another is left. Other kinds stay as they are."""
+    if not notified or delivery.kind is not Kind.NOTIFICATION or notified.isdisjoint(_places(delivery)):
+        return [delivery]
     pairs = zip(delivery.recipients, delivery.addresses, _places(delivery), strict=True)
     left = [(recipient, address) for recipient, address, place in pairs if place not in notified]
     if not left:
-        return None
+        return []
     recipients, addresses = zip(*left, strict=True)
-    return delivery._replace(recipients=recipients, addresses=addresses)
+    return [delivery._replace(recipients=recipients, addresses=addresses)]
 
 
 def insert_deliveries(connection: Connection, added: Sequence[Delivery], traces: Mapping[str, str]) -> None:

@@ -86,6 +86,7 @@ deliveries = Table(
     Column("addresses", StringList, nullable=False),
     Column("content", String(64), ForeignKey("contents.content_hash")),
     Column("rules", CauseList, nullable=False),
+    Column("severity", NullIfEmpty(8)),
     Column("state", OneOf(State, 8), nullable=False),
     Column("reason", ForeignText, nullable=False),
     Column("attempt", Integer, nullable=False),

@@ -91,6 +91,7 @@ class Subjects:
                     addresses=row.addresses,
                     thread=row.thread,
                     event=row.event,
+                    severity=row.severity,
                 ),
                 subject,
             )

@@ -140,6 +140,9 @@ class Delivery(NamedTuple):
     reason: str = ""
     """Why the delivery is dead, or why the last attempt failed. Before the first attempt of a notice to fallback
     recipients: what the notice says."""
+    severity: str = ""
+    """The highest severity that a matched route or the address's contact gives (`model/severity.py`); empty if none
+    does."""
     kind: Kind = Kind.NOTIFICATION
     drop_reason: DropReason | None = None
     """Why the delivery was dropped; None in every other state."""
@@ -215,6 +218,8 @@ class OpenThread:
     thread: str
     event: str
     """The key of the last event in the thread."""
+    severity: str = ""
+    """The severity of the last message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +253,7 @@ class Success:
             due_at=self.recorded_at,
             retry_window_start=self.recorded_at,
             occurred_at=self.occurred_at,
+            severity=opened.severity,
             kind=Kind.RESOLVED_NOTICE,
             thread=opened.thread,
             thread_at=self.started_at,

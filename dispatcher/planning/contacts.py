@@ -1,12 +1,18 @@
-"""Contacts: the settings say once who somebody is, on all channels, and rules name the contact."""
+"""Contacts: the settings say once who somebody is, on all channels, and rules name the contact.
+
+A contact's options follow the addresses that the contact lists itself, also where a rule names the address directly.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import tzinfo
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from channels.contract import UnknownRecipient
 from dispatcher.model.notification import MAX_RECIPIENTS
@@ -17,6 +23,20 @@ Recipient = tuple[str, str]
 """A channel, and one of its recipients as a rule writes it."""
 
 
+class Options(NamedTuple):
+    """How the messages to a contact's addresses are made."""
+
+    timezone: tzinfo | None = None
+    """The time zone of times in messages; None for that of the settings."""
+    templates: tuple[Path, ...] = ()
+    """Template folders that go before those of the settings."""
+    severity: str = ""
+    """The severity that events have for the contact (`model/severity.py`); empty if it gives none."""
+
+
+NO_OPTIONS = Options()
+
+
 @dataclass(frozen=True, slots=True)
 class Contact:
     """What the settings say of a contact."""
@@ -24,6 +44,7 @@ class Contact:
     recipients: tuple[Recipient, ...] = ()
     include: tuple[str, ...] = ()
     """Other contacts whose recipients belong to this one too."""
+    options: Options = NO_OPTIONS
 
 
 class Contacts:
@@ -34,7 +55,9 @@ class Contacts:
     ) -> None:
         """`find_target`: returns the target of a recipient. Raises UnknownRecipient."""
         self._expanded: dict[str, tuple[Recipient, ...]] = {}
-        self.problems = [*self._expand_all(contacts), *_unreachable(contacts, find_target)]
+        self._options: dict[tuple[str, str], Options] = {}
+        """Mapping from a channel and an address in lower case to the options of its contact."""
+        self.problems = [*self._expand_all(contacts), *self._resolve_all(contacts, find_target)]
         """The mistakes in the contacts: sentences that begin with the setting, such as `contacts.ml.include: `."""
 
     @property
@@ -48,6 +71,10 @@ class Contacts:
         None if there is no contact of this name.
         """
         return self._expanded.get(name)
+
+    def options(self, channel: str, address: str) -> Options:
+        """Return the options of the contact that lists the address."""
+        return self._options.get((channel, address.casefold()), NO_OPTIONS) if self._options else NO_OPTIONS
 
     def unknown(self, names: Iterable[str]) -> Iterator[str]:
         """Yield a sentence for each name that is no contact's."""
@@ -78,14 +105,28 @@ class Contacts:
             if (number := len(self._expanded[name])) > MAX_RECIPIENTS:
                 yield f"contacts.{name}: it has {number:,} recipients: a contact may have {MAX_RECIPIENTS:,}"
 
-
-def _unreachable(contacts: Mapping[str, Contact], find_target: FindTarget) -> Iterator[str]:
-    for name, contact in contacts.items():
-        for channel, recipient in contact.recipients:
-            try:
-                find_target(channel, recipient)
-            except UnknownRecipient as error:
-                yield f"contacts.{name}.{channel}: {recipient}: {error.reason}"
+    def _resolve_all(self, contacts: Mapping[str, Contact], find_target: FindTarget) -> Iterator[str]:
+        """Find out which addresses have which options, and yield the problems."""
+        owners: dict[tuple[str, str], str] = {}
+        for name, contact in contacts.items():
+            if contact.options != NO_OPTIONS and not contact.recipients:
+                yield f"contacts.{name}: its options are for the recipients that it lists itself, and it lists none"
+            for channel, recipient in contact.recipients:
+                try:
+                    target = find_target(channel, recipient)
+                except UnknownRecipient as error:
+                    yield f"contacts.{name}.{channel}: {recipient}: {error.reason}"
+                    continue
+                if contact.options == NO_OPTIONS:
+                    continue
+                place = target.channel, target.address.casefold()
+                if (owner := owners.setdefault(place, name)) != name:
+                    yield (
+                        f"contacts.{name}.{channel}: {recipient}: contact {owner} lists it too, and both have options: "
+                        "an address can have the timezone, templates and severity of one contact only"
+                    )
+                else:
+                    self._options[place] = contact.options
 
 
 NO_CONTACTS = Contacts()

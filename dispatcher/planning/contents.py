@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from datetime import tzinfo
+from pathlib import Path
 from typing import Protocol
 
 from channels.contract import Content
 from dispatcher.model.delivery import Delivery, Kind, Outage
 from dispatcher.model.event import Event
+from dispatcher.planning.contacts import NO_CONTACTS, Contacts, Options
 from dispatcher.planning.planner import TemplateSetOf, same_templates
 
 
@@ -28,6 +31,9 @@ class Render(Protocol):
         template: str | None = None,
         undelivered: str = "",
         outage: Outage | None = None,
+        folders: tuple[Path, ...] = (),
+        zone: tzinfo | None = None,
+        severity: str = "",
     ) -> Content:
         """Return the content of the message.
 
@@ -35,6 +41,8 @@ class Render(Protocol):
         `template`: the template that the rule names; None if the rule names no template.
         `undelivered`: who could not be notified, and why. Used only in notices to fallback recipients.
         `outage`: what the message resolves. Used only in resolved notices.
+        `folders`, `zone`: the template folders and the time zone of the recipient's contact, if it has any.
+        `severity`: the severity that routes and contacts give; if it is empty, the settings or the phase give one.
         """
 
 
@@ -48,6 +56,7 @@ class Contents:
 
     render: Render
     template_set: TemplateSetOf = same_templates
+    contacts: Contacts = NO_CONTACTS
     change_event: Callable[[str, Event], Content] = no_change_event
     waits: bool = False
     """True if `render` may wait for another process, for a few seconds. Then the methods must not be called in the event
@@ -58,14 +67,15 @@ class Contents:
 
         Notices to fallback recipients stay without content.
         """
-        rendered: dict[tuple[str, str | None, Hashable], Content] = {}
+        rendered: dict[Hashable, Content] = {}
         filled = []
         for delivery in deliveries:
             if delivery.kind is not Kind.NOTIFICATION:
                 filled.append(delivery)
                 continue
-            template_set = self.template_set(event, delivery.recipients[0])
-            same = (delivery.channel, delivery.template, template_set)
+            options = self._options(delivery)
+            template_set = self.template_set(event, delivery.recipients[0], options.templates)
+            same = (delivery.channel, delivery.template, template_set, options.timezone, delivery.severity)
             if same not in rendered:
                 rendered[same] = self.content(event, delivery)
             filled.append(delivery._replace(content=rendered[same]))
@@ -77,6 +87,7 @@ class Contents:
         """
         if delivery.kind is Kind.CHANGE_EVENT:
             return self.change_event(delivery.channel, event)
+        options = self._options(delivery)
         return self.render(
             delivery.channel,
             event,
@@ -84,4 +95,11 @@ class Contents:
             template=delivery.template,
             undelivered=delivery.reason if delivery.fallback_for else "",
             outage=outage,
+            folders=options.templates,
+            zone=options.timezone,
+            severity=delivery.severity,
         )
+
+    def _options(self, delivery: Delivery) -> Options:
+        """Return the options of the recipient's contact. All recipients of a message have the same."""
+        return self.contacts.options(delivery.channel, (delivery.addresses or delivery.recipients)[0])

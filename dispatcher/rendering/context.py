@@ -87,7 +87,8 @@ class Context(NamedTuple):
     done: str
     """The phase as a verb: `succeeded`, `failed`, `was aborted`, `timed out`."""
     severity: str
-    """PagerDuty's severity for the phase: critical, error, warning or info."""
+    """The severity: critical, error, warning or info. It comes from a route or a contact, from PagerDuty's `severities`,
+    or from the phase."""
     color: str
     """The phase's colour, `#rrggbb`."""
     symbol: str
@@ -146,7 +147,7 @@ def context_of(
 ) -> Context:
     """Build the template variables from a terminal event.
 
-    `severity`: PagerDuty's severity; if None, the event's phase determines it. `hide_labels`: the names of labels that
+    `severity`: the severity; if None, the event's phase determines it. `hide_labels`: the names of labels that
     templates don't get. `zone`: the time zone of `Time.local`.
     """
     done, default_severity, color, symbol = _DONE[event.phase]

@@ -6,7 +6,7 @@ provider would refuse, never reaches anybody: the caller then uses the built-in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -26,43 +26,52 @@ SKIP_AFTER_STOP = 100
 """After a template exceeded a limit, this many messages use the built-in template without trying the operator's
 template, because each try takes up to a second."""
 
-TemplateSetKey = tuple[int, ...]
-"""The template sets that apply to a message, as indices into the setting `templates.match`."""
+TemplateSetKey = tuple[Path, ...]
+"""The template folders that apply to a message, before those of the setting `templates.path`."""
 
 
 class OperatorTemplates:
-    """The templates in the folders of the settings `templates.path` and `templates.match`."""
+    """The templates in the folders of the settings `templates.path`, `templates.match` and of contacts."""
 
     def __init__(
-        self, paths: Sequence[Path], template_sets: Sequence[TemplateSet], on_failure: Callable[[str], None]
+        self,
+        paths: Sequence[Path],
+        template_sets: Sequence[TemplateSet],
+        contact_folders: Mapping[str, tuple[Path, ...]],
+        on_failure: Callable[[str], None],
     ) -> None:
-        """`on_failure`: called with the channel each time that the built-in template must be used.
+        """`contact_folders`: mapping from a contact's option, such as `contacts.ml.templates`, to its template folders.
+
+        `on_failure`: called with the channel each time that the built-in template must be used.
 
         Raises SettingsError for a folder that doesn't exist.
         """
-        matched = [(f"match.{index}.path", path) for index, entry in enumerate(template_sets) for path in entry.path]
-        for option, path in [*matched, *(("path", path) for path in paths)]:
+        sets = {f"templates.match.{index}.path": entry.path for index, entry in enumerate(template_sets)}
+        sets |= contact_folders
+        given = [(option, path) for option, folders in {**sets, "templates.path": paths}.items() for path in folders]
+        for option, path in given:
             if not path.is_dir():
-                raise SettingsError(f"templates.{option}: no such folder: {path}")
-        self.folders = [*(path for _, path in matched), *paths]
+                raise SettingsError(f"{option}: no such folder: {path}")
+        self.folders = [path for _, path in given]
         """All folders."""
-        self.keys: Sequence[TemplateSetKey] = ((), *((index,) for index in range(len(template_sets))))
-        """The keys with at most one template set."""
+        self.keys: Sequence[TemplateSetKey] = tuple(dict.fromkeys([(), *sets.values()]))
+        """The keys with at most one template set or contact."""
         self._paths = paths
         self._template_sets = template_sets
         self._on_failure = on_failure
         self._owner = new_owner()
         self._messages_to_skip: dict[tuple[str, TemplateSetKey], int] = {}
-        """Mapping from a channel and its template sets to the number of next messages that use the built-in template,
+        """Mapping from a channel and a key to the number of next messages that use the built-in template,
         because a template exceeded a limit."""
 
-    def key_of(self, event: Event, recipient: str) -> TemplateSetKey:
-        """Return which template sets apply to the event and the recipient."""
-        return tuple([index for index, entry in enumerate(self._template_sets) if entry.applies_to(event, recipient)])
+    def key_of(self, event: Event, recipient: str, folders: tuple[Path, ...]) -> TemplateSetKey:
+        """Return which folders apply to the event and the recipient. `folders`: those of the recipient's contact."""
+        applying = [entry for entry in self._template_sets if entry.applies_to(event, recipient)]
+        return (*folders, *(path for entry in applying for path in entry.path))
 
     def of(self, key: TemplateSetKey) -> IsolatedTemplates | None:
-        """Return the templates for a message of these template sets; None if only the built-in templates apply."""
-        folders = [path for index in key for path in self._template_sets[index].path] + [*self._paths]
+        """Return the templates for a message of this key; None if only the built-in templates apply."""
+        folders = [*key, *self._paths]
         return IsolatedTemplates(self._owner, TemplateFolders((*folders, built_in_folder()))) if folders else None
 
     def render(self, channel: str, templates: Templates, context: Context, key: TemplateSetKey) -> Content | None:

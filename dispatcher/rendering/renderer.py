@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, tzinfo
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 
 import structlog
 from jinja2 import Environment
@@ -52,6 +53,7 @@ class Renderer:
         paths: Sequence[Path] = (),
         *,
         template_sets: Sequence[TemplateSet] = (),
+        contact_folders: Mapping[str, tuple[Path, ...]] = MappingProxyType({}),
         console_url: str = "",
         logs_url: str = "",
         severity: Severity = _severity_by_phase,
@@ -61,10 +63,11 @@ class Renderer:
     ) -> None:
         """Create a Renderer that takes each template file from the first folder that contains it.
 
-        The folders are searched in this order: the folders of the template sets that apply, then `paths`, then the
-        built-in folder. All folders have the layout of the built-in `templates/`.
+        The folders are searched in this order: the folders of the recipient's contact, those of the template sets that
+        apply, then `paths`, then the built-in folder. All folders have the layout of the built-in `templates/`.
 
-        `channel_types`: mapping from a channel's name to its type. `console_url`: the URL of Flyte's console.
+        `channel_types`: mapping from a channel's name to its type. `contact_folders`: mapping from a contact's option,
+        such as `contacts.ml.templates`, to the folders that it may pass to the methods. `console_url`: the URL of Flyte's console.
         `logs_url`: the URL of an execution's logs, with `{project}`, `{domain}` and `{name}` as placeholders.
         `severity`: function that can replace the phase's severity. `hide_labels`: the names of labels that templates
         don't get. `timezone`: the zone of the times' part `local`. `on_failure`: called with the channel each time the
@@ -81,24 +84,24 @@ class Renderer:
         self._lock = Lock()
         """Lets only one thread render at a time. The event loop's thread renders, and other threads render large events
         and operators' templates."""
-        self._latest: tuple[Event, Context] | None = None
+        self._latest: tuple[Event, tzinfo, Context] | None = None
         self._change_events = {
             name: kind.change_event for name, kind in channel_types.items() if kind.change_event is not None
         }
         self._templates = {name: Templates.of(name, kind) for name, kind in channel_types.items()}
         self._built_in = CompiledTemplates(TemplateFolders((built_in_folder(),)), environment=Environment)
-        self._operator = OperatorTemplates(paths, template_sets, on_failure)
+        self._operator = OperatorTemplates(paths, template_sets, contact_folders, on_failure)
 
     @property
     def has_operator_templates(self) -> bool:
         """True if messages may be rendered in another process (`template_process`), for which `render` waits."""
         return bool(self._operator.folders)
 
-    def template_set(self, event: Event, recipient: str = "") -> TemplateSetKey:
-        """Return which template sets apply to the event and the recipient. Recipients of an event with equal results
-        get the same message.
+    def template_set(self, event: Event, recipient: str = "", folders: tuple[Path, ...] = ()) -> TemplateSetKey:
+        """Return which template folders apply to the event and the recipient. Recipients of an event with equal results
+        can get the same message. `folders`: those of the recipient's contact.
         """
-        return self._operator.key_of(event, recipient)
+        return self._operator.key_of(event, recipient, folders)
 
     def render(
         self,
@@ -110,6 +113,9 @@ class Renderer:
         undelivered: str = "",
         outage: Outage | None = None,
         test: bool = False,
+        folders: tuple[Path, ...] = (),
+        zone: tzinfo | None = None,
+        severity: str = "",
     ) -> Content:
         """Render the message to send. Never fails because of a template or the event's data.
 
@@ -119,18 +125,17 @@ class Renderer:
         `recipient`: one of the message's recipients, as the rule writes it. `template`: a launch plan's own mail
         template, which replaces the mail's HTML. `undelivered`: if the message is for fallback recipients, who could
         not be notified, and why. `outage`: what a resolved notice resolves. `test`: if true, mark the message as a test
-        notification.
+        notification. `folders`, `zone`: the template folders and the time zone of the recipient's contact. `severity`:
+        replaces the severity that the settings and the phase give.
         """
         with self._lock:
-            context = self._context(event)
-            if outage is not None:
-                context = resolving(context, event, outage, self._timezone)
+            context = self._context(event, outage, zone, severity)
             if test:
                 context = context._replace(test=TEST, what=f"{TEST_MARK}{context.what}")
             if undelivered:
                 context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
             templates = self._templates_of(channel)
-            content = self._operator.render(channel, templates, context, self.template_set(event, recipient))
+            content = self._operator.render(channel, templates, context, self.template_set(event, recipient, folders))
             content = content or self._built_in.render(templates, context)
             return self._finished(channel, event, context, content, template)
 
@@ -142,11 +147,12 @@ class Renderer:
         with self._lock:
             return self._change_events[channel](self._context(event).variables())
 
-    def variables(self, event: Event, outage: Outage | None = None) -> Context:
-        """Return the variables that templates get. `outage`: what a resolved notice resolves."""
+    def variables(
+        self, event: Event, outage: Outage | None = None, *, zone: tzinfo | None = None, severity: str = ""
+    ) -> Context:
+        """Return the variables that templates get. The arguments are those of `render`."""
         with self._lock:
-            context = self._context(event)
-        return context if outage is None else resolving(context, event, outage, self._timezone)
+            return self._context(event, outage, zone, severity)
 
     def draft(
         self,
@@ -156,19 +162,22 @@ class Renderer:
         recipient: str = "",
         template: str | None = None,
         outage: Outage | None = None,
+        folders: tuple[Path, ...] = (),
+        zone: tzinfo | None = None,
+        severity: str = "",
     ) -> Content:
         """Render a message with the operator's templates, for a preview. The provider may refuse the message.
 
         Raises TemplateError, with file and line, if a template fails.
         """
-        context = self.variables(event, outage)
-        compiled = self._operator.of(self.template_set(event, recipient)) or self._built_in
+        context = self.variables(event, outage, zone=zone, severity=severity)
+        compiled = self._operator.of(self.template_set(event, recipient, folders)) or self._built_in
         return self._finished(channel, event, context, compiled.render(self._templates_of(channel), context), template)
 
     def check(self) -> list[Problem]:
         """Parse every template and render it with sample events. Return the problems, with file and line.
 
-        Each template set is checked as if it were the only one that applies.
+        Each template set, and each contact's folders, are checked as if no other applied.
         """
         problems = (
             problem
@@ -214,18 +223,24 @@ class Renderer:
         """Return a channel's templates. All channels that rules name and nobody registered share one document."""
         return self._templates.get(channel, _UNKNOWN)
 
-    def _context(self, event: Event) -> Context:
-        """Return the event's variables. The variables of the last event are kept, because all messages of an event are
+    def _context(
+        self, event: Event, outage: Outage | None = None, zone: tzinfo | None = None, severity: str = ""
+    ) -> Context:
+        """Return the message's variables. The variables of the last event are kept, because all messages of an event are
         rendered one after another.
         """
-        if self._latest is None or self._latest[0] is not event:
+        zone = zone or self._timezone
+        if self._latest is None or self._latest[0] is not event or self._latest[1] is not zone:
             context = context_of(
                 event,
                 self._console_url,
                 self._logs_url,
                 severity=self._severity(event),
                 hide_labels=self._hide_labels,
-                zone=self._timezone,
+                zone=zone,
             )
-            self._latest = (event, context)
-        return self._latest[1]
+            self._latest = (event, zone, context)
+        context = self._latest[2]
+        if severity:
+            context = context._replace(severity=severity)
+        return context if outage is None else resolving(context, event, outage, zone)

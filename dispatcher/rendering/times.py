@@ -16,7 +16,7 @@ class Time:
     """A point in time. If it is unknown, all fields are empty."""
 
     local: str = ""
-    """The time in the setting `templates.timezone`, with the offset from UTC: `2026-11-20 10:14:21 UTC+01:00`."""
+    """The time in the zone of the recipient's contact, or else of the setting `templates.timezone`, with the offset from UTC: `2026-11-20 10:14:21 UTC+01:00`."""
     utc: str = ""
     """The time in UTC: `2026-11-20 09:14:21 UTC`."""
     iso: str = ""

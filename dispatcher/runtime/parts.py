@@ -91,7 +91,7 @@ class Wiring:
             rules.log_problems()
             admin = await stack.enter_async_context(configured_flyte_admin(settings, self.clock))
             planner = make_planner(settings, channels)
-            contents = make_contents(settings, self.metrics.template_failed)
+            contents = make_contents(settings, planner.contacts, self.metrics.template_failed)
             workers = [self._worker(name, channels[name], ledger, planner, contents, tracing) for name in channels]
             source = self._source(ledger)
             monitor = self._progress_monitor(ledger, source, workers)

@@ -18,10 +18,10 @@ from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
 from dispatcher.model.event import Event
-from dispatcher.planning.contacts import Contact, Contacts
+from dispatcher.planning.contacts import Contact, Contacts, Options
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.planning.targets import FindTarget, as_written, find_target
+from dispatcher.planning.targets import as_written, find_target
 from dispatcher.rendering.renderer import Renderer
 from dispatcher.send_test import SendTest
 
@@ -50,6 +50,9 @@ def make_renderer(
         CHANNEL_TYPES,
         [*first, *templates.path],
         template_sets=templates.match,
+        contact_folders={
+            f"contacts.{name}.templates": one.templates for name, one in settings.contact_sections.items()
+        },
         console_url=settings.console_url,
         logs_url=settings.logs_url,
         severity=_severity(settings),
@@ -65,24 +68,42 @@ def _severity(settings: Settings) -> Callable[[Event], str | None]:
     return lambda event: next((rule.severity for rule in rules if rule.holds(event)), None)
 
 
-def make_contents(settings: Settings, template_failed: Callable[[str], None] = lambda _: None) -> Contents:
+def make_contents(
+    settings: Settings, contacts: Contacts, template_failed: Callable[[str], None] = lambda _: None
+) -> Contents:
     """Return the renderer of deliveries' content, for the configured templates.
 
-    `template_failed` is called with the channel if a custom template fails, so that the built-in template is used.
+    `contacts`: the planner's. `template_failed` is called with the channel if a custom template fails, so that the built-in template is used.
     Raises SettingsError if a template folder does not exist.
     """
     renderer = make_renderer(settings, on_failure=template_failed)
-    return Contents(renderer.render, renderer.template_set, renderer.change, waits=renderer.has_operator_templates)
+    return Contents(
+        renderer.render, renderer.template_set, contacts, renderer.change, waits=renderer.has_operator_templates
+    )
 
 
-def make_contacts(settings: Settings, find_target: FindTarget = as_written) -> Contacts:
-    """Return the settings' contacts. `find_target`: finds the address of a recipient; if it is not given, the contacts
-    can be expanded, but their recipients are not checked.
+def make_contacts(settings: Settings, channels: Mapping[str, Channel] | None = None) -> Contacts:
+    """Return the settings' contacts. `channels`: find the addresses of their recipients; without them, the contacts can
+    be expanded, but their recipients are not checked.
     """
+    find = as_written
+    if channels is not None:
+        find = partial(find_target, {name: channel.address for name, channel in channels.items()}, _fallbacks(settings))
     contacts = {
-        name: Contact(section.recipients, section.include) for name, section in settings.contact_sections.items()
+        name: Contact(
+            section.recipients,
+            section.include,
+            Options(section.timezone, section.templates, section.severity or ""),
+        )
+        for name, section in settings.contact_sections.items()
     }
-    return Contacts(contacts, find_target)
+    return Contacts(contacts, find)
+
+
+def _fallbacks(settings: Settings) -> Mapping[str, str]:
+    """Return the mapping from a channel to its fallback channel."""
+    given = {name: getattr(section, "fallback", "none") for name, section in settings.channel_sections.items()}
+    return {name: fallback for name, fallback in given.items() if fallback != "none"}
 
 
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
@@ -92,15 +113,9 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
     settings (the contacts and the canary's recipient), or if the contacts have another mistake.
     """
     renderer = make_renderer(settings)
-    fallbacks = {
-        name: section.fallback
-        for name, section in settings.channel_sections.items()
-        if getattr(section, "fallback", "none") != "none"
-    }
-    addresses = {name: channel.address for name, channel in channels.items()}
     planner = Planner(
-        addresses=addresses,
-        fallbacks=fallbacks,
+        addresses={name: channel.address for name, channel in channels.items()},
+        fallbacks=_fallbacks(settings),
         template_set=renderer.template_set,
         change_events=frozenset(
             name for name, section in settings.channel_sections.items() if getattr(section, "change_events", False)
@@ -110,7 +125,7 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         thread_by={
             name: channel.thread_by for name, channel in channels.items() if not CHANNEL_TYPES[name].groups_recipients
         },
-        contacts=make_contacts(settings, partial(find_target, addresses, fallbacks)),
+        contacts=make_contacts(settings, channels),
         fallback_recipients={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
     )
     problems = [*planner.unreachable()]

@@ -21,7 +21,7 @@ from dispatcher.model.event import Event
 from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.preview.html import headline, page, plain_text
 from dispatcher.rendering.variables import Variable, variables
-from dispatcher.runtime.wiring import make_renderer
+from dispatcher.runtime.wiring import make_contacts, make_renderer
 
 _OUTAGE = timedelta(hours=5)
 """How long before its success the first failure of a sample resolved notice finished."""
@@ -114,9 +114,18 @@ class SampleRenderer:
         section = section or kind.config.model_validate(kind.example)
         aliases = getattr(section, kind.aliases) if kind.aliases else ()
         recipient = recipient or next(iter(aliases), kind.example_recipient)
-        content = self._renderer.draft(channel, event, recipient=recipient, outage=outage)
         opened = kind.open(section)
         address = opened.address(recipient) if recipient else "example"
+        options = make_contacts(self._settings, {channel: opened}).options(channel, address)
+        content = self._renderer.draft(
+            channel,
+            event,
+            recipient=recipient,
+            outage=outage,
+            folders=options.templates,
+            zone=options.timezone,
+            severity=options.severity,
+        )
         message = Message(
             key=delivery_key(event.key, channel, (address,)),
             recipients=(address,),

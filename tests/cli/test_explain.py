@@ -58,14 +58,9 @@ async def record(config: Path, *messages: Any) -> None:
     settings = load(config)
     rules = RuleFiles(settings.rules.launch_plans)
     rules.load()
+    planner = make_planner(settings, open_channels(settings))
     async with Ledger(settings.ledger.url) as ledger:
-        intake = Intake(
-            ledger,
-            lambda: rules.book,
-            make_planner(settings, open_channels(settings)),
-            make_contents(settings),
-            SystemClock(),
-        )
+        intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings, planner.contacts), SystemClock())
         encoded = [write(message, Format.NATIVE) if isinstance(message, Event) else message for message in messages]
         for number, message in enumerate(encoded):
             headers, value = message if isinstance(message, tuple) else (message.headers, message.value)

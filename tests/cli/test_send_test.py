@@ -46,6 +46,10 @@ def config(inbox: Inbox, tmp_path: Path) -> str:
             "webhook": {"targets": {"ops": {"url": f"{inbox.url}/hooks/hidden", "secret": TOKEN}}, **ALLOW_LOOPBACK},
         },
         "templates": {"path": ["own"]},
+        "contacts": {
+            "team": {"webhook": ["ops"], "timezone": "Asia/Tokyo", "severity": "critical"},
+            "ml": {"pagerduty": ["ml"], "include": ["team"]},
+        },
     }
     (tmp_path / "own").mkdir()
     file = tmp_path / "dispatcher.yaml"
@@ -73,6 +77,10 @@ async def test_a_test_message_arrives_marked_on_each_channel(inbox: Inbox, confi
     assert payload["summary"].startswith("TEST: train.daily failed")
     assert "TEST: train.daily failed" in card.body["fallbackText"]
     assert "TEST: train.daily failed" in call.body["text"]
+    assert (call.body["severity"], payload["severity"]) == ("critical", "error")  # a contact's, the phase's
+    status, _, err = await command("send-test", "--channel", "webhook", "--to", "team", "--config", config)
+    assert status == 1
+    assert "team is a contact: send the test to ops on webhook" in err
     for text in (
         str(posted.body),
         str(card.body),

@@ -195,6 +195,18 @@ def found(folder: Path, text: str) -> list[str]:
             "contacts:\n  a.b: {include: [c]}\n  c: {include: [d]}\n  d: {include: [c]}",
             "contacts.c.include: c includes d, d includes c: a contact can't include itself",
         ),
+        (
+            "contacts:\n  ml: {include: [ops], severity: fatal}",
+            "s.yaml:4: contacts.ml.severity: must be 'critical', 'error', 'warning' or 'info'",
+        ),
+        (
+            "contacts:\n  ml: {include: [ops], timezone: Berlin}",
+            "s.yaml:4: contacts.ml.timezone: no such time zone; did",
+        ),
+        (
+            "contacts:\n  ml: {include: [ops], templates: x, timezone: UTC}\n  ops: {include: [ml]}",
+            "s.yaml:4: contacts.ml.templates: no such folder: x",
+        ),
         ("templates: {path: [nowhere]}", "s.yaml:3: templates.path: no such folder: nowhere"),
         (
             "templates: {match: [{project: p, path: [nowhere]}]}",

@@ -171,7 +171,8 @@ async def test_no_call_that_fails_once_loses_or_stops_anything(
         mail = {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "flyte@example.com"}
         settings = Settings.model_validate({"channels": {"email": mail}})
         channels = open_channels(settings)
-        planner, contents = make_planner(settings, channels), make_contents(settings)
+        planner = make_planner(settings, channels)
+        contents = make_contents(settings, planner.contacts)
         worker = DeliveryWorker(
             WorkerOptions(
                 name="email",

@@ -120,7 +120,8 @@ async def go_through(ledger: Ledger, messages: Sequence[Raw], book: RuleBook | N
     """Take the messages in, and let each channel's worker send every delivery. Returns what intake recorded."""
     config = Settings.model_validate(SETTINGS)
     channels: dict[str, Any] = {name: Built(channel) for name, channel in open_channels(config).items()}
-    planner, contents = make_planner(config, channels), make_contents(config)
+    planner = make_planner(config, channels)
+    contents = make_contents(config, planner.contacts)
     results: list[BatchResult] = []
     source = OneBatch(messages)
     clock = SystemClock()

@@ -38,7 +38,8 @@ async def test_an_endless_template_does_not_hold_up_the_event_loop(tmp_path: Pat
     message = write(event, Format.NATIVE)
 
     async with Ledger(url) as ledger:
-        planner, contents = make_planner(loaded, open_channels(loaded)), make_contents(loaded)
+        planner = make_planner(loaded, open_channels(loaded))
+        contents = make_contents(loaded, planner.contacts)
         intake = Intake(ledger, lambda: RuleBook({}), planner, contents, SystemClock())
         taking = asyncio.create_task(intake.ingest([(message.headers, message.value, "t/0@1")]))
         longest, before = 0.0, time.monotonic()

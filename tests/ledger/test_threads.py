@@ -286,6 +286,7 @@ async def test_a_resolved_notice_replaces_a_rules_delivery_for_the_same_success(
     asked = success("b", 2)
     rules = (Cause("", "plan.yaml:1"), Cause("route", "routes.yaml:2"))
     alike = a_delivery(asked.event, channel="pagerduty", to="ML", rules=rules)
+    alike = alike._replace(severity="critical")
     both = alike._replace(key="both", recipients=("Ml", "ops"), addresses=("Ml", "ops"), rules=rules[1:])
     notice_about_a_dead_delivery = alike._replace(key="dead", kind=Kind.FALLBACK_NOTICE)
     asked = replace(asked, deliveries=[alike, both, notice_about_a_dead_delivery])
@@ -293,6 +294,7 @@ async def test_a_resolved_notice_replaces_a_rules_delivery_for_the_same_success(
     await ledger.record([failure("a", 1), asked], [], now=NOW)
 
     found = await ledger.history.find(Filter(execution=str(asked.event.execution)), limit=9)
+    assert {one.delivery.severity for one in found} == {"critical"}
     assert {(one.delivery.kind, one.delivery.addresses, tuple(map(str, one.delivery.rules))) for one in found} == {
         (Kind.RESOLVED_NOTICE, ("ml",), (f"resolved notice after {failure('a', 1).event.key}", *map(str, rules))),
         (Kind.NOTIFICATION, ("ops",), ("route (routes.yaml:2)",)),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import UnknownRecipient
 from dispatcher.model.notification import MAX_RECIPIENTS
-from dispatcher.planning.contacts import Contact, Contacts
+from dispatcher.planning.contacts import NO_OPTIONS, Contact, Contacts, Options
 from dispatcher.planning.targets import Target
 
 
@@ -66,6 +69,47 @@ def test_ten_thousand_contacts_that_include_each_other_in_a_row_are_expanded() -
     )
     assert contacts.problems == []
     assert contacts.expand("0") == (("email", "a@x"),)
+
+
+def test_options_follow_the_addresses_that_a_contact_lists_itself() -> None:
+    tokyo, critical = Options(timezone=ZoneInfo("Asia/Tokyo")), Options(severity="critical", templates=(Path("own"),))
+    contacts = Contacts(
+        {
+            "ml": replace(mails("ml@x", "A@x", "a@X", include=("ops", "other")), options=tokyo),
+            "ops": replace(mails("ops@x"), options=critical),
+            "other": mails("other@x", "ml@x"),
+        },
+        target,
+    )
+    assert contacts.problems == []
+    options = {
+        address: contacts.options("email", address) for address in ("ml@x", "a@x", "A@X", "OPS@x", "other@x", "b@x")
+    }
+    assert options == {
+        **dict.fromkeys(("ml@x", "a@x", "A@X"), tokyo),
+        "OPS@x": critical,
+        **dict.fromkeys(("other@x", "b@x"), NO_OPTIONS),
+    }
+    assert contacts.options("slack", "ml@x") == NO_OPTIONS
+
+
+def test_an_address_has_the_options_of_one_contact_only() -> None:
+    options = Options(severity="info")
+    contacts = Contacts(
+        {
+            "ml": replace(mails("ml@x"), options=options),
+            "ops": replace(mails("ops@x", "ML@x"), options=options),
+            "all": Contact(include=("ml", "ops"), options=options),
+        },
+        target,
+    )
+    assert contacts.problems == [
+        (
+            "contacts.ops.email: ML@x: contact ml lists it too, and both have options: an address can have the timezone, "
+            "templates and severity of one contact only"
+        ),
+        "contacts.all: its options are for the recipients that it lists itself, and it lists none",
+    ]
 
 
 NAMES = ("a", "b", "c", "d", "e")

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from channels.contract import UnknownRecipient
 from channels.slack.channel import SlackChannel, SlackConfig
-from dispatcher.model.delivery import Kind, OpenThread, State, execution_subject
+from dispatcher.model.delivery import Cause, Kind, OpenThread, State, execution_subject
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
+from dispatcher.planning.contacts import Contact, Contacts, Options
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
+from dispatcher.planning.targets import Target
 from dispatcher.rules import Rule
 from tests.support.builders import (
     NOW,
@@ -407,6 +409,42 @@ def test_an_address_that_is_named_directly_and_by_a_contact_is_notified_once_and
         (("#nowhere",), ["two"]),
         (("a@x.com",), ["two"]),
     ]
+
+
+def test_a_delivery_has_the_highest_severity_that_a_rule_or_its_contact_gives_and_mails_are_split_by_it() -> None:
+    def rule(*recipients: str, severity: str = "", channel: str = "email") -> Rule:
+        return Rule(a_notification(*recipients, channel=channel), "test", name="route", severity=severity)
+
+    ml = Contact((("email", "ml@x.com"), ("slack", "#dev")), options=Options(severity="warning"))
+    fallback = Contact((("email", "oncall@x.com"),), options=Options(severity="error"))
+    planner = a_planner(
+        contacts=Contacts({"ml": ml, "oncall": fallback}, slack_or_mail),
+        fallback_recipients={"slack": ["oncall"]},
+        fallbacks={},
+    )
+    rules = [
+        rule("a@x.com", "b@x.com", "c@x.com", "ML@x.com", "oncall@x.com"),
+        rule("B@x.com", "ml", severity="info"),
+        rule("b@x.com", severity="critical"),
+        rule("#dev", "#nowhere", severity="error", channel="slack"),
+    ]
+    severities = {one.recipients: one.severity for one in planner.plan(an_event(), rules, now=NOW)}
+    assert severities == {
+        ("a@x.com", "c@x.com"): "",
+        ("b@x.com",): "critical",
+        ("ML@x.com",): "warning",
+        ("oncall@x.com",): "error",  # its own notification, and the notice
+        ("#dev",): "error",
+        ("#nowhere",): "error",
+    }
+    lost = a_delivery(channel="slack", to="ml@x.com", severity="info", rules=(Cause("", "one"), Cause("r", "two")))
+    (rerouted,) = a_planner(contacts=planner.contacts).reroute(an_event(), lost, [], now=NOW)
+    assert (rerouted.severity, rerouted.rules) == ("warning", lost.rules)
+
+
+def slack_or_mail(channel: str, recipient: str) -> Target:
+    address = {"email": mail_address, "slack": slack_address}[channel](recipient)
+    return Target(channel, recipient, address)
 
 
 def test_a_contact_gets_change_events_on_the_channels_that_have_them() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import ValidationError
@@ -110,6 +111,30 @@ def test_a_template_set_without_a_condition_or_a_folder_is_refused(tmp_path: Pat
         TemplateSet(project=("p",), path=())
     with pytest.raises(SettingsError, match=r"templates\.match\.0\.path: no such folder"):
         Renderer(CHANNEL_TYPES, template_sets=[TemplateSet(project=("p",), path=(tmp_path / "nowhere",))])
+
+
+def test_a_contacts_folders_go_before_the_template_sets_and_its_zone_before_the_settings(tmp_path: Path) -> None:
+    own = template_folder(tmp_path / "own", "own {{ finished.local }} {{ severity }}")
+    common = template_folder(tmp_path / "2", "common", "email/text.txt.j2")
+    template_set = TemplateSet(
+        domain=("*",), path=(template_folder(template_folder(tmp_path / "1", "set"), "set", "email/text.txt.j2"),)
+    )
+    options: dict[str, Any] = {"template_sets": [template_set], "contact_folders": {"contacts.ml.templates": (own,)}}
+    renderer = Renderer(CHANNEL_TYPES, [common], timezone=ZoneInfo("Europe/Berlin"), **options)
+    contact: dict[str, Any] = {"folders": (own,), "zone": ZoneInfo("Asia/Tokyo"), "severity": "critical"}
+    for _ in range(2):  # the variables of the last event are kept
+        mail = renderer.render("email", FAILED, recipient="a@x.com", **contact)
+        assert (mail["subject"], mail["text"]) == ("own 2026-11-20 18:14:21 UTC+09:00 critical", "set")
+        mail = renderer.render("email", FAILED, recipient="b@x.com")
+        assert (mail["subject"], mail["text"]) == ("set", "set")
+        assert "UTC+01:00" in mail["html"]
+    assert renderer.draft("email", FAILED, **contact)["subject"] == "own 2026-11-20 18:14:21 UTC+09:00 critical"
+    assert renderer.check() == []
+    template_folder(own, "{{ nonsense }}")
+    (problem,) = Renderer(CHANNEL_TYPES, **options).check()
+    assert problem.file == own / "email" / "subject.txt.j2"
+    with pytest.raises(SettingsError, match=r"^contacts\.ml\.templates: no such folder: nowhere"):
+        Renderer(CHANNEL_TYPES, contact_folders={"contacts.ml.templates": (Path("nowhere"),)})
 
 
 def planned(renderer: Renderer, *rules: Rule) -> tuple[Sequence[Delivery], list[str]]:

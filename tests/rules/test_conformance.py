@@ -108,7 +108,7 @@ async def test_each_case_gives_the_expected_deliveries(case: Case, tmp_path: Pat
     files.load()
     async with Ledger(settings.ledger.url) as ledger:
         planner = make_planner(settings, open_channels(settings))
-        intake = Intake(ledger, lambda: files.book, planner, make_contents(settings), SystemClock())
+        intake = Intake(ledger, lambda: files.book, planner, make_contents(settings, planner.contacts), SystemClock())
         incoming = list(batches(case))
         for number, batch in enumerate(incoming, start=1):
             if number == len(incoming) and case.later_plan is not None:
@@ -170,7 +170,9 @@ async def test_a_bare_event_with_flyteadmins_rules_gives_the_same_deliveries(cas
     settings = settings_in(tmp_path)
     async with LocalFlyteAdmin() as server, admin_client(server) as admin, Ledger(settings.ledger.url) as ledger:
         planner = make_planner(settings, open_channels(settings))
-        intake = Intake(ledger, RuleBook, planner, make_contents(settings), SystemClock(), look_up=admin.look_up)
+        intake = Intake(
+            ledger, RuleBook, planner, make_contents(settings, planner.contacts), SystemClock(), look_up=admin.look_up
+        )
         for at, event in enumerate(case.events):
             server.add(an_answer(case, event))
             bare = event.model_copy(update={"form": Format.FLYTE_V1, "plan": None, "options": None})

@@ -159,7 +159,8 @@ async def serve_console(
     settings = Settings(**given)
     channels = open_channels(settings)
     async with Ledger(ledger_url) as ledger:
-        intake = Intake(ledger, rules, make_planner(settings, channels), make_contents(settings), clock)
+        planner = make_planner(settings, channels)
+        intake = Intake(ledger, rules, planner, make_contents(settings, planner.contacts), clock)
         server = ConsoleServer(ledger, intake, clock)
         dry_run = DryRun(intake.rules, intake.planner, clock, None)
         operations = Operations(ledger, intake, clock, lambda: server.wakeups.append(1))

@@ -68,6 +68,7 @@ class Delivery(_Response):
     recipients: Sequence[str]
     addresses: Sequence[str]
     rules: Annotated[Sequence[Cause], Field(description="All rules that named one of the recipients.")]
+    severity: Annotated[str, Field(description="The highest that a route or contact gives; empty if none does.")]
     kind: Kind
     state: State
     drop_reason: Annotated[DropReason | None, Field(description="Why the delivery was dropped.")]
@@ -174,6 +175,7 @@ class PlannedDelivery(_Response):
     state: Annotated[str, Field(description="`planned`, or `dead` if no channel knows the recipient.")]
     reason: str
     rules: Annotated[Sequence[Cause], Field(description="All rules that named one of the recipients.")]
+    severity: Annotated[str, Field(description="The highest that a route or contact gives; empty if none does.")]
 
 
 class PhaseForecast(_Response):

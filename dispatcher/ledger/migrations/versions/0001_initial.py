@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_49027afd"
+revision = "0001_a7bde99f"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -114,6 +114,7 @@ def upgrade() -> None:
         sa.Column("addresses", sa.Text, nullable=False),
         sa.Column("content", sa.String(64)),
         sa.Column("rules", sa.Text, nullable=False),
+        sa.Column("severity", sa.String(8)),
         sa.Column("state", sa.String(8), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
