@@ -120,7 +120,8 @@ def causes_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]
     found: list[int | str] = []
     recipients = {recipient.casefold() for recipient in delivery["recipients"]}
     for cause in delivery["rules"]:
-        places = [number for number, rule in enumerate(rules, start=1) if rule["defined_at"] == cause["defined_at"]]
+        at = cause["defined_at"]
+        places = [number for number, rule in enumerate(rules, start=1) if rule["defined_at"] == at]
         naming = [one for one in places if recipients & {name.casefold() for name in rules[one - 1]["recipients"]}]
         found += naming or places[:1] or [str(Cause(**cause))]
     return list(dict.fromkeys(found))

@@ -91,7 +91,8 @@ class SendTest:
                 return SendTestResult(channel=sender, accepted=False, message=_UNMARKED.format(sender))
             receipt = await self.channels[sender].send(self._message(target, event, content))
         except ChannelError as error:
-            message = f"{_meaning(error)}: {error.reason}{self._hint(recipient)}"
+            hint = self._hint(recipient) if isinstance(error, UnknownRecipient) else ""
+            message = f"{_meaning(error)}: {error.reason}{hint}"
             return SendTestResult(channel=sender, accepted=False, message=message, answer=error.answer)
         answer = receipt.answer
         message = f"{sender} accepted it, and answered {answer.status} {answer.text}".rstrip()

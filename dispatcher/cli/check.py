@@ -104,8 +104,11 @@ def _check_files(settings: Settings) -> Findings:
         return [*of_rules, *of_templates]
     http_takes_events = settings.http is not None and settings.http.takes_events
     sources = [name for name, used in (("kafka", settings.kafka is not None), ("http", http_takes_events)) if used]
-    plans = rules.book.plans.values()
-    total = number_text(sum(len(plan.rules) for plan in plans), "rule")
+    write_line(f"settings   ok: events from {' and '.join(sources)}")
+    write_line(f"channels   ok: {', '.join(settings.channel_sections)}")
+    if settings.contact_sections:
+        write_line(f"contacts   ok: {', '.join(settings.contact_sections)}")
+    total = sum(len(plan.rules) for plan in rules.book.plans.values())
     admin = settings.rules.flyte_admin
     first = f"; FlyteAdmin at {admin.endpoint} is asked first" if admin is not None else ""
     findings = [

@@ -87,8 +87,7 @@ class Context(NamedTuple):
     done: str
     """The phase as a verb: `succeeded`, `failed`, `was aborted`, `timed out`."""
     severity: str
-    """The severity: critical, error, warning or info. It comes from a route or a contact, from PagerDuty's `severities`,
-    or from the phase."""
+    """critical, error, warning or info: as a route, a contact, PagerDuty's `severities` or the phase says."""
     color: str
     """The phase's colour, `#rrggbb`."""
     symbol: str
