@@ -140,7 +140,7 @@ def model_of(key: str, wanted: Any, known: Mapping[str, Any]) -> bool | None:
 
 
 @given(events(), MATCHERS)
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_a_matcher_agrees_with_the_naive_model(found: tuple[Event, dict[str, Any]], data: dict[str, Any]) -> None:
     event, known = found
     expected = both(*(model_of(key, wanted, known) for key, wanted in data.items()))
@@ -153,6 +153,7 @@ def test_a_matcher_agrees_with_the_naive_model(found: tuple[Event, dict[str, Any
 
 
 @given(st.lists(events(), min_size=1, max_size=3), st.lists(MATCHERS, max_size=8))
+@settings(max_examples=50)
 def test_the_index_leaves_out_only_what_does_not_hold(
     found: list[tuple[Event, dict[str, Any]]], data: list[dict[str, Any]]
 ) -> None:

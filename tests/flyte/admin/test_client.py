@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from flyteidl.admin.execution_pb2 import ExecutionMetadata
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from google.protobuf.json_format import ParseDict
 
@@ -19,7 +20,7 @@ from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.admin.client import PARALLEL, FlyteAdmin
 from dispatcher.flyte.decode import decode
 from dispatcher.flyte.encode import Format, write
-from dispatcher.model.event import EntityId, Event
+from dispatcher.model.event import MODES, EntityId, Event
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.renderer import Renderer
 from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide
@@ -97,13 +98,12 @@ async def test_a_bare_event_is_completed_with_the_details_for_templates(
     assert (event.mode, event.parent, event.looked_up) == ("manual", None, True)
 
 
-@pytest.mark.parametrize(
-    ("number", "mode"),
-    [
-        *enumerate(["manual", "scheduled", "system", "relaunch", "child", "recovered", "trigger"]),
-        (99, ""),  # of a newer Flyte
-    ],
-)
+def test_the_modes_are_flytes() -> None:
+    modes = [name.lower().removesuffix("_workflow") for name, _ in ExecutionMetadata.ExecutionMode.items()]
+    assert modes[: len(MODES)] == list(MODES)
+
+
+@pytest.mark.parametrize(("number", "mode"), [(0, "manual"), (1, "scheduled"), (4, "child"), (99, "")])
 async def test_the_mode_and_the_parent_are_read(
     server: LocalFlyteAdmin, admin: FlyteAdmin, number: int, mode: str
 ) -> None:
