@@ -79,8 +79,12 @@ def consuming(broker: Broker, topic: str) -> dict[str, Any]:
 
 
 async def test_a_bare_failure_is_delivered_by_flyteadmins_rules(server: LocalFlyteAdmin, tmp_path: Path) -> None:
-    server.add(a_finished_execution())
-    async with replica_of(tmp_path, server) as replica:
+    server.add(a_finished_execution(spec={"labels": {"values": {"team": "ml"}}}))
+    (tmp_path / "own" / "email").mkdir(parents=True)
+    (tmp_path / "own" / "email" / "subject.txt.j2").write_text("by FlyteAdmin's facts")
+    by_facts = {"mode": "manual", "parent": "none", "labels": {"team": "m*"}, "not": {"labels": {"tier": "3"}}}
+    templates = {"match": [{**by_facts, "path": ["./own"]}]}
+    async with replica_of(tmp_path, server, templates=templates) as replica:
         status, answer, _ = await post(replica, bare())
     assert (status, answer["status"], answer["verdict"], len(answer["deliveries"])) == (202, "recorded", "matched", 4)
     deliveries = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")
@@ -90,6 +94,9 @@ async def test_a_bare_failure_is_delivered_by_flyteadmins_rules(server: LocalFly
         "on-call@example.com",
         "pagerduty-service-key@example.com",
     ]
+    (mail,) = [entry["key"] for entry in deliveries if entry["recipients"] == ["dev-team@example.com"]]
+    shown = await ask(tmp_path / "dispatcher.yaml", "deliveries", "show", mail)
+    assert shown["content"]["subject"] == "by FlyteAdmin's facts"
 
 
 async def test_flyteadmin_is_not_asked_if_the_events_options_decide(server: LocalFlyteAdmin, tmp_path: Path) -> None:
