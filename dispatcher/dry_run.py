@@ -63,12 +63,13 @@ class DryRun:
 
     async def of_event(self, event: Event) -> Explanation:
         """Explain what the event would lead to. Raises FlyteAdminUnavailable."""
-        answer = None
-        if self.admin is not None and not decides_itself(event):
+        answer, book = None, self.rules()
+        if self.admin is not None and not decides_itself(event, book):
             answer = await self.admin.look_up(event.execution)
             if isinstance(answer, AdminExecution):
                 event = answer.complete(event)
-        return self._explain(event, answer, {"key": event.key, **event.model_dump(mode="json", exclude_defaults=True)})
+        shown = {"key": event.key, **event.model_dump(mode="json", exclude_defaults=True)}
+        return self._explain(event, book, answer, shown)
 
     async def of_launch_plan(self, plan: EntityId, phases: Iterable[Phase]) -> LaunchPlanForecast:
         """Explain who would be notified of an execution that starts now and enters each of these phases.
@@ -79,26 +80,30 @@ class DryRun:
         if isinstance(answer, AdminExecution) and answer.launch_plan is not None:
             plan = answer.launch_plan
         execution = ExecutionId(project=plan.project, domain=plan.domain, name="any")
-        explained = {}
+        explained, book = {}, self.rules()
         known = isinstance(answer, AdminExecution)
         for phase in phases:
             event = Event(execution=execution, phase=phase, occurred_at=self.clock.now(), launch_plan=plan)
-            explained[phase] = self._explain(event, answer, {"phase": phase})
-            known = known or bool(self.rules().entries_for(event))
-        plans = {str(key) for key in self.rules().plans}
+            explained[phase] = self._explain(event, book, answer, {"phase": phase})
+            known = known or bool(book.entries_for(event))
+        plans = {str(key) for key in book.plans}
         hint = nearest(str(plan), plans) if plans and not known else ""
         return LaunchPlanForecast(plan, known, hint, explained)
 
     def _explain(
-        self, event: Event, answer: AdminExecution | UnknownExecution | None, shown: dict[str, Any]
+        self,
+        event: Event,
+        book: RuleBook,
+        answer: AdminExecution | UnknownExecution | None,
+        shown: dict[str, Any],
     ) -> Explanation:
-        decision = decide(event, self.rules(), answer)
+        decision = decide(event, book, answer)
         verdict, reason = str(decision.verdict), decision.reason
         if not event.phase.terminal:
             verdict, reason = NOT_TERMINAL, "only terminal events cause notifications"
         planned = self.planner.plan(event, decision.matched, now=self.clock.now())
         return Explanation(
-            event={**shown, "verdict": verdict, "reason": reason},
+            event={**shown, "verdict": verdict, "reason": reason, "rules_version": book.version},
             rules=[rule.as_data() for rule in decision.considered],
             deliveries=[_planned_data(delivery) for delivery in planned],
             disabled_by=decision.disabled_by,

@@ -80,6 +80,7 @@ def _explanation(stored: StoredEvent, shown: Sequence[tuple[StoredDelivery, dict
             "reason": stored.reason,
             "position": stored.position,
             "recorded_at": stored.recorded_at,
+            "rules_version": stored.rules_version,
         },
         rules=stored.considered,
         deliveries=[data for _, data in sorted(shown, key=order)],

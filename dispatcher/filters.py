@@ -51,8 +51,8 @@ def _execution(text: str) -> str:
 _State = Annotated[State, _one_of("state", State)]
 _Phase = Annotated[Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"], _one_of("terminal phase", sorted(TERMINAL))]
 _Verdict = Annotated[
-    Literal["matched", "no_matching_rule", "resolved", "disabled"],
-    _one_of("verdict", [verdict for verdict in Verdict if verdict.decided]),
+    Literal["matched", "no_matching_rule", "resolved", "disabled", "rules_unknown"],
+    _one_of("verdict", [verdict for verdict in Verdict if verdict.recordable]),
 ]
 
 

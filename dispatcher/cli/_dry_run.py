@@ -38,9 +38,9 @@ def dry_run(settings: Settings, use: Callable[[DryRun], Awaitable[_T]]) -> _T:
 
 def rules_in_files(settings: Settings) -> RuleBook:
     """Return the rules in files, and print the invalid ones on standard error."""
-    from dispatcher.rules.files import RuleFiles
+    from dispatcher.runtime.wiring import make_rule_files
 
-    rules = RuleFiles(settings.rules.launch_plans)
+    rules = make_rule_files(settings)
     rules.load()
     for refused in rules.problems:
         write_line(str(refused), err=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
     from dispatcher.ledger import Ledger
     from dispatcher.model.replica import Replica
+    from dispatcher.rules import RuleBook
 
 Findings = Sequence[tuple[str, "Finding"]]
 """Findings, each after its part: `settings`, `rules`, a channel's name."""
@@ -80,51 +81,51 @@ def _problems(part: str, messages: Iterable[str]) -> Findings:
 
 def _check_files(settings: Settings) -> Findings:
     """Return the problems of the settings; without any, those of rules and templates; else what is configured."""
-    from channels.contract import Finding
-    from channels.registry import CHANNEL_TYPES
-    from dispatcher.rules.files import RuleFiles
-    from dispatcher.runtime.preflight import (
-        NO_FLYTE_ADMIN,
-        NO_START_TIMES,
-        matchers_of,
-        missing_facts,
-        problems_of,
-        unreachable_recipients,
-    )
-    from dispatcher.runtime.wiring import make_planner, make_renderer, open_channels
+    from dispatcher.runtime.preflight import problems_of, unreachable_recipients
+    from dispatcher.runtime.wiring import make_planner, make_renderer, make_rule_files, open_channels
 
     if problems := problems_of(settings):
         return _problems("settings", problems)
-    rules = RuleFiles(settings.rules.launch_plans)
+    rules = make_rule_files(settings)
     rules.load()
     unreachable = unreachable_recipients(make_planner(settings, open_channels(settings)), rules.book)
     of_rules = _problems("rules", [*map(str, rules.problems), *unreachable])
     of_templates = _problems("templates", map(str, make_renderer(settings).check()))
     if of_rules or of_templates:
         return [*of_rules, *of_templates]
+    return _in_effect(settings, rules.book)
+
+
+def _in_effect(settings: Settings, book: RuleBook) -> Findings:
+    """Return what is configured, and warnings about it."""
+    from channels.contract import Finding
+    from channels.registry import CHANNEL_TYPES
+    from dispatcher.runtime.preflight import NO_FLYTE_ADMIN, NO_START_TIMES, matchers_of, missing_facts
+
     http_takes_events = settings.http is not None and settings.http.takes_events
     sources = [name for name, used in (("kafka", settings.kafka is not None), ("http", http_takes_events)) if used]
-    write_line(f"settings   ok: events from {' and '.join(sources)}")
-    write_line(f"channels   ok: {', '.join(settings.channel_sections)}")
-    if settings.contact_sections:
-        write_line(f"contacts   ok: {', '.join(settings.contact_sections)}")
-    total = sum(len(plan.rules) for plan in rules.book.plans.values())
+    plans = book.plans.values()
+    total = number_text(sum(len(plan.rules) for plan in plans), "rule")
     admin = settings.rules.flyte_admin
     first = f"; FlyteAdmin at {admin.endpoint} is asked first" if admin is not None else ""
     findings = [
         ("settings", Finding(f"events from {' and '.join(sources)}")),
         ("channels", Finding(", ".join(settings.channel_sections))),
+        *([("contacts", Finding(", ".join(settings.contact_sections)))] if settings.contact_sections else []),
         ("rules", Finding(f"{total} in {number_text(len(plans), 'launch plan')}{first}")),
+        *([("routes", Finding(number_text(len(book.routes), "route")))] if settings.rules.routes else []),
     ]
     if admin is None:
         findings.append(("rules", Finding(NO_FLYTE_ADMIN, warning=True)))
         if any(CHANNEL_TYPES[name].pages for name in settings.channel_sections):
-            write_line(f"channels   warning: {NO_START_TIMES}")
-    for warning in missing_facts(settings, matchers_of(settings)):
-        write_line(f"settings   warning: {settings.located(warning)}")
-    write_line("templates  ok")
-    if live and not asyncio.run(_check_connections(settings)):
-        raise typer.Exit(1)
+            findings.append(("channels", Finding(NO_START_TIMES, warning=True)))
+    findings += [
+        ("settings", Finding(settings.located(warning), warning=True))
+        for warning in missing_facts(settings, matchers_of(settings))
+    ]
+    routes = [(f"{route.defined_at}: route {route.name}", route.match) for route in book.routes.routes]
+    findings += [("routes", Finding(warning, warning=True)) for warning in missing_facts(settings, routes)]
+    return [*findings, ("templates", Finding(""))]
 
 
 async def _check_connections(settings: Settings) -> Findings:

@@ -213,6 +213,8 @@ def _print_event(explanation: Explanation) -> None:
 
 
 def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
+    from dispatcher.model.delivery import Cause
+
     write_table(
         ("RULE", "MATCHED", "CHANNEL", "RECIPIENTS", "PHASES", "REASON", "DEFINED AT"),
         [
@@ -223,7 +225,7 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
                 ", ".join(rule["recipients"]),
                 ", ".join(rule["phases"]),
                 rule["reason"],
-                rule["defined_at"],
+                str(Cause(rule["name"], rule["defined_at"])),
             )
             for number, rule in enumerate(rules, start=1)
         ],

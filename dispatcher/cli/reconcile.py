@@ -75,10 +75,15 @@ async def _reconcile(
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.intake.reconcile import Reconciler
-    from dispatcher.rules.files import RuleFiles
-    from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
+    from dispatcher.runtime.wiring import (
+        configured_flyte_admin,
+        make_contents,
+        make_planner,
+        make_rule_files,
+        open_channels,
+    )
 
-    rules = RuleFiles(settings.rules.launch_plans)
+    rules = make_rule_files(settings)
     rules.load()
     clock = SystemClock()
     lost: list[Event] = []

@@ -213,10 +213,15 @@ async def _replay(
     """
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
-    from dispatcher.rules.files import RuleFiles
-    from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
+    from dispatcher.runtime.wiring import (
+        configured_flyte_admin,
+        make_contents,
+        make_planner,
+        make_rule_files,
+        open_channels,
+    )
 
-    rules = RuleFiles(settings.rules.launch_plans)
+    rules = make_rule_files(settings)
     rules.load()
     clock = SystemClock()
     planner = make_planner(settings, open_channels(settings))

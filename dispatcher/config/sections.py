@@ -126,10 +126,13 @@ class ContactOptions(Section):
 
 
 class RulesSettings(Section):
-    """Where the launch plans' rules come from."""
+    """Where the rules come from."""
 
     launch_plans: Paths = ()
     """Files and folders with the rules of launch plans. The dispatcher reads a file again when the file changes."""
+    routes: Paths = ()
+    """Files and folders with routes: rules of your own, which say whom to notify of which events. The dispatcher reads a
+    file again when the file changes."""
     flyte_admin: FlyteAdminConfig | None = None
     """FlyteAdmin, if the dispatcher asks it for effective rules. Effective rules take precedence over rule files."""
 

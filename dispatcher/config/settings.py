@@ -206,7 +206,7 @@ def _resolve_value(name: str, value: Any, base: Path) -> Any:
         case "url", str() if value.startswith("sqlite") and ":///" in value:
             driver, _, file = value.partition(":///")
             return value if file == ":memory:" else f"{driver}:///{base / file}"
-        case (("launch_plans" | "path" | "templates"), (str() | list())):
+        case (("launch_plans" | "routes" | "path" | "templates"), (str() | list())):
             return [base / part for part in comma_list(value) if isinstance(part, str)]
         case _, str() if name.endswith("_file"):
             return base / value

@@ -45,7 +45,13 @@ _ANY_PORT = "127.0.0.1:0"
 _ROUTING_KEY = "0123456789abcdef0123456789abcdef"
 _WEBHOOK_SECRET = "of the demo"  # noqa: S105 - only the demo's fake receiver accepts this value
 _ALLOW_LOOPBACK = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
-_VERDICT_STYLES = {"matched": "green", "no_matching_rule": "yellow", "resolved": "green", "disabled": "magenta"}
+_VERDICT_STYLES = {
+    "matched": "green",
+    "no_matching_rule": "yellow",
+    "resolved": "green",
+    "disabled": "magenta",
+    "rules_unknown": "yellow",
+}
 
 
 @dataclass(slots=True)

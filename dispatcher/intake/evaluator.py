@@ -122,24 +122,25 @@ class Evaluator:
                         continue
                     if not isinstance(entry, TerminalEvent):
                         results[index] = entry
-                    elif self._knows_enough(entry.event):
+                    elif self._knows_enough(entry.event, book := self.rules()):
                         await asyncio.sleep(0)  # noqa: TID251 - lets workers go on: rendering blocks the event loop
-                        results[index] = await self._decide(entry, None)
+                        results[index] = await self._decide(entry, book, None)
                     else:
-                        look_ups.create_task(self._look_up(index, entry, references, results))
+                        look_ups.create_task(self._look_up(index, entry, book, references, results))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         return [(entry, results[index]) for index, entry in enumerate(decoded)]
 
-    def _knows_enough(self, event: Event) -> bool:
+    def _knows_enough(self, event: Event, book: RuleBook) -> bool:
         """True if the event can be decided without a question to FlyteAdmin or the ledger."""
-        asks_flyte_admin = self.look_up is not None and not decides_itself(event)
+        asks_flyte_admin = self.look_up is not None and not decides_itself(event, book)
         return not asks_flyte_admin and event.reference_execution is None
 
     async def _look_up(
         self,
         index: int,
         terminal: TerminalEvent,
+        book: RuleBook,
         references: Mapping[ExecutionId, ExecutionId],
         results: MutableMapping[int, IntakeResult],
     ) -> None:
@@ -150,12 +151,12 @@ class Evaluator:
         span = terminal.span.child("dispatcher.look_up")
         try:
             try:
-                event, answer = await self._completed(terminal.event, references)
+                event, answer = await self._completed(terminal.event, book, references)
             except Unavailable:
                 raise
             except Exception as error:
                 log.warning("a look-up failed: trying once more", execution=terminal.event.key, exc_info=error)
-                event, answer = await self._completed(terminal.event, references)
+                event, answer = await self._completed(terminal.event, book, references)
         except Unavailable:
             span.end(failed=True)
             raise
@@ -166,14 +167,14 @@ class Evaluator:
             results[index] = self._undecidable(error, terminal)
         else:
             span.end()
-            results[index] = await self._decide(replace(terminal, event=event), answer)
+            results[index] = await self._decide(replace(terminal, event=event), book, answer)
 
     async def _completed(
-        self, event: Event, references: Mapping[ExecutionId, ExecutionId]
+        self, event: Event, book: RuleBook, references: Mapping[ExecutionId, ExecutionId]
     ) -> tuple[Event, AdminExecution | UnknownExecution | None]:
         """Return the event with what FlyteAdmin and the ledger know of its execution, and FlyteAdmin's answer."""
         answer = None
-        if self.look_up is not None and not decides_itself(event):
+        if self.look_up is not None and not decides_itself(event, book):
             answer = await self.look_up(event.execution)
         if isinstance(answer, AdminExecution):
             event = answer.complete(event)
@@ -182,24 +183,27 @@ class Evaluator:
             event = event.model_copy(update={"origin": origin})
         return event, answer
 
-    async def _decide(self, terminal: TerminalEvent, answer: AdminExecution | UnknownExecution | None) -> IntakeResult:
+    async def _decide(
+        self, terminal: TerminalEvent, book: RuleBook, answer: AdminExecution | UnknownExecution | None
+    ) -> IntakeResult:
         """Decide which rules match the event, and plan its deliveries.
 
-        `answer`: FlyteAdmin's answer about the execution; None if FlyteAdmin was not asked.
+        `book`: the rules by which it was found out whether FlyteAdmin must be asked. `answer`: FlyteAdmin's answer about
+        the execution; None if FlyteAdmin was not asked.
         """
         try:
             event = terminal.event
-            decision = decide(event, self.rules(), answer)
-            if not decision.verdict.decided:
+            decision = decide(event, book, answer)
+            if not decision.decided:
                 terminal.span.end(event=event.key, verdict="rejected", failed=True)
                 return self.reject(
                     decision.reason, terminal.headers, terminal.value, terminal.position, event=event.key
                 )
-            return await self._plan(terminal, decision)
+            return await self._plan(terminal, decision, book)
         except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the other messages
             return self._undecidable(error, terminal)
 
-    async def _plan(self, terminal: TerminalEvent, decision: Decision) -> RecordedEvent:
+    async def _plan(self, terminal: TerminalEvent, decision: Decision, book: RuleBook) -> RecordedEvent:
         """Plan the deliveries of an event, and render their content.
 
         In another thread if the event is large, or if rendering waits for another process.
@@ -207,8 +211,8 @@ class Evaluator:
         channels = {channel for rule in decision.matched for channel, _ in self.planner.recipients(rule)}
         short = channels <= self._planned_channels and not self._is_large(terminal, decision.rules)
         if short and not self.contents.waits:
-            return self._plan_here(terminal, decision)
-        planned = await asyncio.to_thread(self._plan_here, terminal, decision)
+            return self._plan_here(terminal, decision, book)
+        planned = await asyncio.to_thread(self._plan_here, terminal, decision, book)
         self._planned_channels.update(channels)
         return planned
 
@@ -220,7 +224,7 @@ class Evaluator:
             recipients += len(self.planner.recipients(rule))
         return size > LARGE or recipients > MANY
 
-    def _plan_here(self, terminal: TerminalEvent, decision: Decision) -> RecordedEvent:
+    def _plan_here(self, terminal: TerminalEvent, decision: Decision, book: RuleBook) -> RecordedEvent:
         event, now = terminal.event, self.clock.now()
         disabled = decision.verdict is Verdict.DISABLED
         return RecordedEvent(
@@ -232,6 +236,7 @@ class Evaluator:
             deliveries=self.contents.fill(event, self.planner.plan(event, decision.matched, now=now)),
             version=None if disabled else self.planner.new_version(event, decision.rules, now=now),
             success=None if disabled else self.planner.success(event, now=now),
+            rules_version=book.version,
             kind=type_label(terminal.headers),
             span=terminal.span,
         )

@@ -125,6 +125,7 @@ def _entry(event: Event, deliveries: Sequence[Delivery] = (), **facts: Any) -> R
         verdict="matched",
         reason=_TEXT,
         considered=[{"defined_at": _TEXT}],
+        rules_version="0" * 16,
         deliveries=deliveries,
         span=_CannedSpan(),
         **facts,

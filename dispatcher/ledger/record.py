@@ -193,6 +193,7 @@ def _event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
         "reason": entry.reason,
         "facts": EncodedJson(event.model_dump_json(exclude_defaults=True).encode()),
         "considered": list(entry.considered),
+        "rules_version": entry.rules_version,
     }
 
 

@@ -32,13 +32,15 @@ class RecordedEvent:
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
-    """The evaluated rules, each with the keys defined_at, phases, channel, recipients, matched and reason."""
+    """The evaluated rules, each with the keys name, defined_at, phases, channel, recipients, matched and reason."""
     deliveries: Sequence[Delivery]
     success: Success | None = None
     """Ends open threads, if this event is a success; None for other events."""
     version: NewVersion | None = None
     """The launch plan's version, and the change events that report it if it is new. None if no rule asks for change
     events."""
+    rules_version: str = ""
+    """A hash of the rule files by which the event was decided; empty if there were none."""
     kind: str = ""
     """The message's type (`decode.type_label`), a label of the metrics. The ledger does not store it."""
     span: Span = NO_SPAN
@@ -67,7 +69,9 @@ class StoredEvent:
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
-    """The evaluated rules, each with the keys defined_at, phases, channel, recipients, matched and reason."""
+    """The evaluated rules, each with the keys name, defined_at, phases, channel, recipients, matched and reason."""
+    rules_version: str = ""
+    """A hash of the rule files by which the event was decided; empty if there were none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,7 @@ events = Table(
     Column("reason", ForeignText, nullable=False),
     Column("facts", CompressedJson, nullable=False),
     Column("considered", CompressedJson, nullable=False),
+    Column("rules_version", NullIfEmpty(16)),
     Index("ix_events_name", "name", info={"only": "postgresql"}),  # SQLite does not need it: see `search.has_name`
     Index("ix_events_launch_plan", "launch_plan", "recorded_at"),
     Index("ix_events_recorded_at", "recorded_at"),

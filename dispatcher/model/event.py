@@ -113,6 +113,10 @@ def _only_task(resource_type: Any) -> str:
     return "TASK" if resource_type in ("TASK", 1) else ""
 
 
+CANARY_PROJECT, CANARY_DOMAIN = "dispatcher", "canary"
+"""The project and the domain of every canary's execution. The ledger and the console show them."""
+
+
 class EntityId(_Incoming):
     """A launch plan or workflow and its version, or a task in place of the launch plan."""
 
@@ -236,3 +240,8 @@ class Event(_Incoming):
         The key does not contain the CloudEvents id, because the text form of this id differs between builds of Flyte.
         """
         return f"{self.execution}/{self.phase}"
+
+    @property
+    def is_canary(self) -> bool:
+        """True for the dispatcher's own synthetic events. They are decided by their own rules alone."""
+        return self.execution.project == CANARY_PROJECT and self.execution.domain == CANARY_DOMAIN

@@ -19,7 +19,7 @@ from dispatcher.clock import Clock, is_set_within
 from dispatcher.errors import DispatcherError
 from dispatcher.flyte.encode import Format, write
 from dispatcher.model.delivery import State
-from dispatcher.model.event import Event, ExecutionError, ExecutionId, Options
+from dispatcher.model.event import CANARY_DOMAIN, CANARY_PROJECT, Event, ExecutionError, ExecutionId, Options
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
@@ -32,8 +32,6 @@ if TYPE_CHECKING:  # for types only: every command imports this file for its set
 
 log = structlog.get_logger(__name__)
 
-PROJECT, DOMAIN = "dispatcher", "canary"
-"""The project and the domain of every canary's execution. The ledger and the console show them."""
 POSITION = "canary"
 """The position that the ledger stores for a canary that did not go through Kafka. This text is also the name of an
 election: the elected replica sends the canary."""
@@ -167,7 +165,7 @@ class Canary:
         """Return the canary whose scheduled time is `slot`. This time is also the name of the canary's execution."""
         rule = Notification(phases=(Phase.SUCCEEDED,), channel=self.config.channel, recipients=(self.config.recipient,))
         return Event(
-            execution=ExecutionId(project=PROJECT, domain=DOMAIN, name=f"{slot:%Y%m%dT%H%M%SZ}"),
+            execution=ExecutionId(project=CANARY_PROJECT, domain=CANARY_DOMAIN, name=f"{slot:%Y%m%dT%H%M%SZ}"),
             phase=Phase.SUCCEEDED,
             occurred_at=slot,
             options=Options(notifications=(rule,)),
@@ -184,7 +182,7 @@ class Canary:
             f"within {self.config.within.total_seconds():.0f} s: {reason}"
         )
         return Event(
-            execution=ExecutionId(project=PROJECT, domain=DOMAIN, name=name),
+            execution=ExecutionId(project=CANARY_PROJECT, domain=CANARY_DOMAIN, name=name),
             phase=Phase.FAILED,
             occurred_at=self.clock.now(),
             error=ExecutionError(code="CanaryMissed", message=message, kind="SYSTEM"),

@@ -332,6 +332,7 @@ class Metrics:
             "component",
             "cause",
         )
+        self._routes = self._gauge("routes", "Routes in effect.")
         self._rule_problems = self._gauge(
             "rule_problems", "Invalid files and rules in the rule files; the last valid rules stay in effect."
         )
@@ -379,9 +380,10 @@ class Metrics:
         self._braked.labels(component, "ledger").set(ledger)
         self._braked.labels(component, "errors").set(slow)
 
-    def rule_problems(self, number: int) -> None:
-        """Set the number of invalid files and rules among the rule files."""
-        self._rule_problems.set(number)
+    def rules(self, *, routes: int, problems: int) -> None:
+        """Set the number of routes in effect, and the number of invalid files and rules among the rule files."""
+        self._routes.set(routes)
+        self._rule_problems.set(problems)
 
     def add_watched(self, component: str) -> None:
         """Create the metrics of a component that the watchdog watches, with the value 0."""

@@ -13,8 +13,10 @@ already applied this precedence; the launch plan files.
 
 from dispatcher.model.verdict import Verdict
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
-from dispatcher.rules.decide import Considered, Decision, decide, decides_itself, disabled_by_of
-from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
+from dispatcher.rules.decide import Decision, decide, decides_itself, disabled_by_of
+from dispatcher.rules.routes import Route, RouteBook
+from dispatcher.rules.rule import Considered, Rule
+from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, RuleBook
 
 __all__ = [
     "ANY",
@@ -23,6 +25,8 @@ __all__ = [
     "Decision",
     "PlanKey",
     "PlanRules",
+    "Route",
+    "RouteBook",
     "Rule",
     "RuleBook",
     "UnknownExecution",

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
-from dispatcher.rules.rulebook import Rule
+from dispatcher.rules.rule import Rule
 
 _COMPLETED = ("launch_plan", "workflow", "principal", "labels", "error", "mode", "parent", "reference_execution")
 """The fields of an event that FlyteAdmin's data fill in."""

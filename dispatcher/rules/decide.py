@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from itertools import chain
 
 from dispatcher.model.event import Event
-from dispatcher.model.notification import excess
+from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES, excess
 from dispatcher.model.verdict import Verdict
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
-from dispatcher.rules.rulebook import ANY, Rule, RuleBook
+from dispatcher.rules.routes import NO_ROUTES, Route, Routing
+from dispatcher.rules.rule import Considered, Rule
+from dispatcher.rules.rulebook import ANY, RuleBook
 
-
-class Considered(NamedTuple):
-    """One evaluated rule: whether the rule matched the event, and why."""
-
-    rule: Rule
-    matched: bool
-    reason: str
-    applies: bool = True
-    """False if the rule is replaced or disabled, or comes from a place that is not used for this execution."""
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the rule and its result as JSON data, for the ledger and for `--json`."""
-        notification = self.rule.notification
-        return {
-            "defined_at": self.rule.defined_at,
-            "phases": list(notification.phases),
-            "channel": notification.channel,
-            "recipients": list(notification.recipients),
-            "matched": self.matched,
-            "reason": self.reason,
-        }
+ROUTES_NAMED = 5
+"""A decision's reason names at most this many routes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +27,11 @@ class Decision:
     disabled_by: str | None = None
 
     @property
+    def decided(self) -> bool:
+        """True if the event can be recorded. Otherwise it is rejected."""
+        return self.verdict.decided or (self.verdict is Verdict.RULES_UNKNOWN and bool(self.matched))
+
+    @property
     def rules(self) -> list[Rule]:
         """The rules that apply to the execution, also if they don't name the event's phase."""
         return [evaluated.rule for evaluated in self.considered if evaluated.applies]
@@ -53,16 +41,31 @@ class Decision:
         return [evaluated.rule for evaluated in self.considered if evaluated.matched]
 
 
-def decides_itself(event: Event) -> bool:
-    """True if the Options in the event decide alone, so that FlyteAdmin need not be asked."""
-    return event.options is not None and (event.options.disable_notifications or bool(event.options.notifications))
+def decides_itself(event: Event, book: RuleBook) -> bool:
+    """True if the event alone says which rules match, so that FlyteAdmin need not be asked.
+
+    That is so if its Options disable notifications, or if they have rules and no route depends on what FlyteAdmin knows.
+    """
+    if event.options is None:
+        return False
+    if event.options.disable_notifications:
+        return True
+    return bool(event.options.notifications) and (event.is_canary or not book.routes.needs_flyte_admin(event))
 
 
 def decide(event: Event, book: RuleBook, admin: AdminExecution | UnknownExecution | None = None) -> Decision:
-    """Decide which rules match a terminal event.
+    """Decide which rules match a terminal event: Flyte's own rules, and the routes. A canary goes by its own rules alone.
 
     `admin` is FlyteAdmin's answer about the execution; None if FlyteAdmin was not asked.
     """
+    decision = _by_flytes_rules(event, book, admin)
+    if not book.routes or event.is_canary:
+        return decision
+    routing = book.routes.decide(event)
+    return _with_routes(decision, routing) if routing is not NO_ROUTES else decision
+
+
+def _by_flytes_rules(event: Event, book: RuleBook, admin: AdminExecution | UnknownExecution | None) -> Decision:
     own = _own_rules(event)
     entries = book.entries_for(event)
     plan = entries[0] if entries else None
@@ -102,6 +105,58 @@ def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule
     if not admin.refused:
         return decision
     return replace(decision, reason=f"{decision.reason}; invalid: {'; '.join(admin.refused)}")
+
+
+def _with_routes(decision: Decision, routing: Routing) -> Decision:
+    """Return the decision with the routes added to it."""
+    near = tuple(
+        Considered(rule, matched=False, reason=miss.reason, applies=False)
+        for miss in routing.near_misses
+        for rule in miss.route.rules
+    )
+    if decision.verdict is Verdict.DISABLED:
+        rules = [rule for route in routing.matched for rule in route.rules]
+        disabled = _overridden(rules, f"disabled by {decision.disabled_by}")
+        return replace(decision, considered=(*decision.considered, *disabled, *near))
+    matched = tuple(chain.from_iterable([route.evaluated for route in routing.matched]))
+    routes = (*matched, *near)
+    replacing = next((route for route in routing.matched if route.replaces), None)
+    if replacing is not None:
+        return _replaced(decision, replacing, _in_words(routing), routes)
+    considered = (*decision.considered, *routes)
+    if not matched or decision.verdict is Verdict.TOO_MANY_RULES:
+        return replace(decision, considered=considered)
+    verdict = Verdict.MATCHED if decision.verdict.decided else Verdict.RULES_UNKNOWN
+    return replace(decision, verdict=verdict, reason=f"{decision.reason}; {_in_words(routing)}", considered=considered)
+
+
+def _replaced(decision: Decision, by: Route, routed: str, routes: tuple[Considered, ...]) -> Decision:
+    """Return the decision of the routes alone. `routed`: the routes that matched, in words."""
+    overridden = _overridden(
+        [evaluated.rule for evaluated in decision.considered if evaluated.applies], f"replaced by route {by.name}"
+    )
+    others = [evaluated for evaluated in decision.considered if not evaluated.applies]
+    unknown = "" if decision.verdict.decided else f" ({decision.reason})"
+    return replace(
+        decision,
+        verdict=Verdict.MATCHED,
+        reason=f"{routed}; route {by.name} replaces Flyte's rules{unknown}",
+        considered=(*overridden, *others, *routes),
+    )
+
+
+def _in_words(routing: Routing) -> str:
+    """Return the routes that matched, for example `routes fraud, night-shift matched`."""
+    names = [route.name for route in routing.matched]
+    more = f" and {len(names) - ROUTES_NAMED} more" if len(names) > ROUTES_NAMED else ""
+    matched = f"{'route' if len(names) == 1 else 'routes'} {', '.join(names[:ROUTES_NAMED])}{more} matched"
+    if not routing.left_out:
+        return matched
+    number = "1 more route" if routing.left_out == 1 else f"{routing.left_out:,} more routes"
+    return (
+        f"{matched}; {number} matched, and left out: an event may have {MAX_RULES:,} routes with {MAX_RECIPIENTS:,} "
+        "recipients"
+    )
 
 
 def disabled_by_of(verdict: str, reason: str) -> str | None:

@@ -22,7 +22,8 @@ from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.parsing.yaml import MAX_BYTES, Document, Malformed, Problem, decoded, parse, readable
 from dispatcher.rules.file_set import Content, FileFormat, LoadedFile, RuleFile
 from dispatcher.rules.flytekit_packages import MAX_UNPACKED_BYTES, launch_plan, read_package
-from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule
+from dispatcher.rules.rule import Rule
+from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules
 
 PACKAGE = ".tgz"
 

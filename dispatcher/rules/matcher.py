@@ -294,8 +294,10 @@ class Outcome:
         return _matched(self.matcher)
 
 
-_Table = dict[tuple[str, str, str], list[tuple[int, T]]]
-"""Mapping from a key, one of its values and a phase to entries, each with its place among all entries."""
+_Candidate = tuple[T, bool]
+"""An entry's value, and True if nothing has to be tested beside the phase and the key by which the matcher is found."""
+_Table = dict[tuple[str, str, str], list[tuple[int, _Candidate[T]]]]
+"""Mapping from a key, one of its values and a phase to candidates, each with its place among all entries."""
 _ANY = frozenset({""})
 
 
@@ -307,38 +309,49 @@ class Index(Generic[T]):
     """
 
     def __init__(self, entries: Iterable[tuple[Conditions, T]]) -> None:
-        """`entries`: the matchers, each with the value that `candidates` returns for it."""
+        """`entries`: the matchers, each with the value that is returned for it."""
         self._entries: _Table[T] = {}
         self._if_unknown: _Table[T] = {}
         """The entries of matchers of launch plans or workflows, by project, for events that don't name theirs."""
         for place, (matcher, value) in enumerate(entries):
-            entry, phases = (place, value), [phase.value for phase in set(matcher.phase) or Phase]
+            phases = [phase.value for phase in set(matcher.phase) or Phase]
             exact = ((key, texts) for key in _INDEXED if (texts := matcher.exact(key)) is not None)
             key, texts = next(exact, ("", _ANY))
+            entry = (place, (value, {"phase", key}.issuperset(matcher.tested)))
             _add(self._entries, key, texts, phases, entry)
             if key in _NAMES:
                 _add(self._if_unknown, key, matcher.exact("project") or _ANY, phases, entry)
         self._names = [name for name in _NAMES if any(key == name for key, _, _ in self._entries)]
 
-    def candidates(self, event: Event) -> list[T]:
-        """Return the values of the matchers that may hold, in the order of the entries. All others do not hold.
+    def candidates(self, event: Event) -> list[_Candidate[T]]:
+        """Return the values of the matchers that may hold, in the order of the entries. None of the others holds.
 
-        A matcher whose result isn't known may hold.
+        True beside a value: the matcher holds, and need not be tested.
         """
-        project, phase = event.execution.project, event.phase.value
-        found = [self._entries.get(("project", project, phase)), self._entries.get(("", "", phase))]
-        for name in self._names:
-            text = FACTS[name](event)
-            if text is UNKNOWN:
-                found += [self._if_unknown.get((name, one, phase)) for one in (project, "")]
-            else:
-                found.append(self._entries.get((name, text, phase)))
-        lists = [one for one in found if one is not None]
+        phase, entries = event.phase.value, self._entries
+        keys = [("project", event.execution.project, phase), ("", "", phase)]
+        keys += [(name, FACTS[name](event), phase) for name in self._names]
+        lists = [entries[key] for key in keys if key in entries]
+        if not lists:
+            return []
         ordered = lists[0] if len(lists) == 1 else sorted(chain(*lists), key=itemgetter(0))
-        return [value for _, value in ordered]
+        return [candidate for _, candidate in ordered]
+
+    def undecidable(self, event: Event) -> Iterable[T]:
+        """Return the values of the matchers of launch plans or workflows, if the event's isn't known. None of them holds."""
+        unknown = [name for name in self._names if FACTS[name](event) is UNKNOWN]
+        return self._with_unknown(unknown, event) if unknown else ()
+
+    def _with_unknown(self, names: Sequence[str], event: Event) -> Iterator[T]:
+        for name in names:
+            for project in (event.execution.project, ""):
+                for _, (value, _) in self._if_unknown.get((name, project, event.phase.value), ()):
+                    yield value
 
 
-def _add(table: _Table[T], key: str, values: Iterable[str], phases: Sequence[str], entry: tuple[int, T]) -> None:
+def _add(
+    table: _Table[T], key: str, values: Iterable[str], phases: Sequence[str], entry: tuple[int, _Candidate[T]]
+) -> None:
     for value in values:
         for phase in phases:
             table.setdefault((key, value, phase), []).append(entry)

@@ -1,13 +1,14 @@
-"""The rules that were read from files, by launch plan. `*` means any version or any launch plan."""
+"""The rules that were read from files: of launch plans, and routes. `*` means any version or any launch plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dispatcher.model.event import EntityId, Event, shortened
-from dispatcher.model.notification import Notification
+from dispatcher.rules.routes import RouteBook
+from dispatcher.rules.rule import Rule
 
 ANY = "*"
 
@@ -26,18 +27,6 @@ class PlanKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule, and where the rule is defined, such as `options.notifications[0]` or `plans/train.yaml:12`."""
-
-    notification: Notification
-    defined_at: str
-    name: str = ""
-    """The name of the route that the rule belongs to; empty for Flyte's rules."""
-    severity: str = ""
-    """The severity that the route gives (`model/severity.py`); empty if it gives none."""
-
-
-@dataclass(frozen=True, slots=True)
 class PlanRules:
     """The rules of one launch plan. An empty list is valid: the launch plan then sends no notifications."""
 
@@ -47,9 +36,12 @@ class PlanRules:
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """The rules of all launch plans, as the rule files were last loaded."""
+    """The rules of all launch plans, and all routes, as the rule files were last loaded."""
 
     plans: Mapping[PlanKey, PlanRules] = field(default_factory=dict)
+    routes: RouteBook = field(default_factory=RouteBook)
+    version: str = ""
+    """A hash of the contents of all files that are in effect; empty if there are none."""
     _versions: Mapping[tuple[str, str, str], list[str]] = field(init=False, repr=False, compare=False)
     """Mapping from project, domain and name to the versions that have rules.
 
@@ -61,6 +53,13 @@ class RuleBook:
         for project, domain, name, version in sorted(self.plans):
             versions.setdefault((project, domain, name), []).append(version)
         object.__setattr__(self, "_versions", versions)
+
+    def rules(self) -> Iterator[Rule]:
+        """Yield all rules, of launch plans and of routes."""
+        for plan in self.plans.values():
+            yield from plan.rules
+        for route in self.routes.routes:
+            yield from route.rules
 
     def entries_for(self, event: Event) -> list[PlanRules]:
         """Return the entries for the event's launch plan, most specific first. Only the rules of the first entry apply.

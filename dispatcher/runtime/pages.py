@@ -67,7 +67,7 @@ def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) 
         metrics.readiness(await ready.unready_reasons())
         for component, brake in parts.brakes.items():
             metrics.braked(component, ledger=brake.reason is not None, slow=brake.slow)
-        metrics.rule_problems(len(parts.rules.problems))
+        metrics.rules(routes=len(parts.rules.book.routes), problems=len(parts.rules.problems))
 
     async def backlog() -> None:
         metrics.backlog(None, now=clock.now())  # clears old values, in case the ledger does not answer

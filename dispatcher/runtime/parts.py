@@ -30,7 +30,13 @@ from dispatcher.observability.watchdog import ProgressMonitor
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules.files import RuleFiles
-from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import (
+    configured_flyte_admin,
+    make_contents,
+    make_planner,
+    make_rule_files,
+    open_channels,
+)
 from dispatcher.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:  # imported for types only, because their libraries are slow to import, or optional
@@ -86,7 +92,7 @@ class Wiring:
                 stack.push_async_callback(channel.aclose)
             tracing = open_tracing(settings.tracing)
             stack.push_async_callback(asyncio.to_thread, tracing.close)
-            rules = RuleFiles(settings.rules.launch_plans)
+            rules = make_rule_files(settings)
             await asyncio.to_thread(rules.load)
             rules.log_problems()
             admin = await stack.enter_async_context(configured_flyte_admin(settings, self.clock))

@@ -59,14 +59,13 @@ def unreachable_recipients(planner: Planner, book: RuleBook) -> Iterator[str]:
     """Yield a problem for each recipient in rule files that no channel can reach. The problem begins with the file and
     line of the rule.
     """
-    for plan in book.plans.values():
-        for rule in plan.rules:
-            for recipient in rule.notification.recipients:
-                channel = rule.notification.channel
-                if planner.contacts.expand(recipient) is not None:
-                    continue  # `Planner.unreachable` checks the contacts' recipients
-                if (reason := planner.unreachable_reason(channel, recipient)) is not None:
-                    yield f"{rule.defined_at}: {recipient!r} can't be reached by {channel}: {reason}"
+    for rule in book.rules():
+        for recipient in rule.notification.recipients:
+            channel = rule.notification.channel
+            if planner.contacts.expand(recipient) is not None:
+                continue  # `Planner.unreachable` checks the contacts' recipients
+            if (reason := planner.unreachable_reason(channel, recipient)) is not None:
+                yield f"{rule.defined_at}: {recipient!r} can't be reached by {channel}: {reason}"
 
 
 def missing_facts(settings: Settings, matchers: Iterable[tuple[str, Matcher]]) -> Iterator[str]:

@@ -23,6 +23,8 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.planning.targets import as_written, find_target
 from dispatcher.rendering.renderer import Renderer
+from dispatcher.rules.files import RuleFiles
+from dispatcher.rules.route_files import Names
 from dispatcher.send_test import SendTest
 
 if TYPE_CHECKING:  # imported for types only, because the client needs optional dependencies
@@ -139,6 +141,12 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
     if problems:
         raise SettingsError("\n".join(problems))
     return planner
+
+
+def make_rule_files(settings: Settings) -> RuleFiles:
+    """Return the configured rule files. They are not loaded yet."""
+    names = Names(make_contacts(settings).sizes, frozenset(CHANNEL_TYPES))
+    return RuleFiles(settings.rules.launch_plans, settings.rules.routes, names)
 
 
 @asynccontextmanager

@@ -84,8 +84,7 @@ class SendTestForCallers:
 
     async def _is_named(self, channel: str, recipient: str) -> bool:
         """True if a rule names the recipient: a rule in a file, or one that asked for a recorded delivery."""
-        rules = (rule for plan in self.rules().plans.values() for rule in plan.rules)
-        if any((channel, recipient) in self.send_test.planner.recipients(rule) for rule in rules):
+        if any((channel, recipient) in self.send_test.planner.recipients(rule) for rule in self.rules().rules()):
             return True
         try:
             target = self.send_test.planner.target(channel, recipient)

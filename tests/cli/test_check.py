@@ -151,3 +151,26 @@ async def test_a_channel_that_does_not_exist_is_refused_with_the_nearest_name(tm
     sentence = "no such channel is configured: add channels.slak to the settings; did you mean slack?"
     assert (status, out, err) == (1, "", f"dispatcher: {sentence}\n")
     assert (await command("deliveries", "list", "--channel", "teams", "--config", file))[0] == 0
+
+
+async def test_check_reads_the_routes_and_warns_of_those_whose_facts_nothing_brings(tmp_path: Path) -> None:
+    routes = tmp_path / "routes.yaml"
+    routes.write_text(
+        "routes:\n"
+        "  - {name: all, match: {phase: FAILED, domain: production}, notify: [{email: [a@example.com]}]}\n"
+        "  - {name: jo, match: {phase: FAILED, not: {principal: jo}}, notify: [{email: [b@example.com]}]}\n"
+    )
+    for admin, expected in (({}, [f"routes     warning: {routes}:3: route jo: "]), (WITH_ADMIN, [])):
+        settings = settings_file(tmp_path, rules={"routes": ["routes.yaml"], **admin})
+        status, out, err = await command("check", "--config", settings)
+        assert (status, err) == (0, "")
+        assert "routes     ok: 2 routes" in out.splitlines()
+        warnings = [line for line in out.splitlines() if line.startswith("routes     warning")]
+        assert [one[: len(start)] for one, start in zip(warnings, expected, strict=True)] == expected
+
+    routes.write_text(routes.read_text().replace("a@example.com", "nobody").replace("jo,", "all,"))
+    status, out, err = await command("check", "--config", settings_file(tmp_path, rules={"routes": [str(routes)]}))
+    assert (status, out) == (1, "")
+    assert [line.removeprefix(f"{routes}:").partition(" ")[0] for line in err.splitlines()] == ["3:", "2:", "2"]
+    assert "has this name already: choose another" in err
+    assert "'nobody' can't be reached by email: " in err

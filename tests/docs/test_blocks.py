@@ -97,6 +97,13 @@ async def test_every_yaml_block_is_valid_for_its_program(block: Block, here: Wor
             await _check({"rules": {"launch_plans": ["./launch_plans"]}}, here, pagerduty={"services": services})
         finally:
             file.unlink() if before is None else file.write_bytes(before)
+    elif "routes" in data:
+        assert block.file is not None
+        (here.folder / block.file).write_text(text)
+        contacts = {
+            to: {"email": ["a@example.com"]} for one in data["routes"] for to in one["notify"] if type(to) is str
+        }
+        await _check({"rules": {"routes": [block.file]}, "contacts": contacts}, here)
     elif set(data) <= set(Settings.model_fields):
         await _check(data, here)
     elif set(data) <= set(CHANNEL_TYPES):

@@ -132,6 +132,7 @@ def _write_files(folder: Path) -> None:
     """Write the files and folders that the pages name."""
     for name in (
         "launch_plans",
+        "routes",
         "my-templates",
         "secrets",
         "templates/board",

@@ -59,6 +59,9 @@ CASES: dict[str, dict[str, Any]] = {
             },
             "b.yaml": "launch_plan: {project: p, domain: d, name: b}\nnotifications: []\n",
         },
+        "routes": {
+            "team/a.yaml": {"routes": [{"name": "a", "match": {"phase": "FAILED"}, "notify": [{"slack": ["#x"]}]}]},
+        },
         "templates": {"email/subject.txt.j2": "It is over"},
         "console": {"enabled": True, "existingSecret": "channels"},
         "commonLabels": {"team": "ml"},
@@ -161,8 +164,8 @@ async def test_the_rendered_settings_pass_dispatcher_check(tmp_path: Path) -> No
         status, output, error = await command("check", "--config", config)
         assert status == 0, f"{name}: {output}{error}"
         plans = [yaml.safe_load(one) if isinstance(one, str) else one for one in case.get("launchPlans", {}).values()]
-        number = sum(len(plan["notifications"]) for plan in plans)
-        assert re.search(rf"^rules      ok: {number} rules? in ", output, re.MULTILINE), f"{name}: {output}"
+        assert f"rules      ok: {sum(len(plan['notifications']) for plan in plans)} in" in output, name
+        assert ("routes     ok: 1 route" in output) is ("routes" in case), name
 
 
 def pods_folder(case: dict[str, Any], folder: Path) -> Path:
@@ -367,6 +370,8 @@ def test_changed_settings_restart_the_pods_and_changed_rules_do_not(tmp_path: Pa
     rule = {"launch_plan": {"project": "p", "domain": "d", "name": "b"}, "notifications": []}
     plain = annotations({"launchPlans": {"a.yaml": {}}})
     assert annotations({"launchPlans": {"a.yaml": rule}}) == plain
+    routes = [annotations({"routes": {"a.yaml": {"routes": one}}}) for one in ([], [{"name": "a"}])]
+    assert routes[0] == routes[1]
     assert annotations({"launchPlans": {"a.yaml": {}}, "config": {"console_url": "https://x/console"}}) != plain
     assert annotations({"launchPlans": {"a.yaml": {}}, "templates": {"email/subject.txt.j2": "x"}}) != plain
 

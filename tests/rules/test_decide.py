@@ -138,9 +138,9 @@ def test_flyteadmin_goes_before_files_and_options_go_before_both() -> None:
         ("file@example.com", False, "FlyteAdmin's rules go before files"),
     ]
     own = an_event(options=options("own@example.com"))
-    assert decides_itself(own)
+    assert decides_itself(own, book)
     assert [rule.notification.recipients for rule in decide(own, book, admin).matched] == [("own@example.com",)]
-    assert not decides_itself(an_event(options=options()))
+    assert not decides_itself(an_event(options=options()), book)
 
 
 def test_an_empty_rule_list_from_flyteadmin_goes_before_files() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 from dispatcher.model.delivery import Cause, Delivery, delivery_key
 from dispatcher.model.event import EntityId, Event, ExecutionId, Options
 from dispatcher.model.notification import Notification
-from dispatcher.model.phase import Phase
+from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.model.replica import ChannelStatus, Replica
 from dispatcher.planning.contacts import Contact, Contacts
-from dispatcher.rules import Rule
+from dispatcher.rules import Route, Rule
+from dispatcher.rules.matcher import Matcher
 
 NOW = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)
 
@@ -59,6 +60,31 @@ def some_contacts(**recipients: Mapping[str, Sequence[str]]) -> Contacts:
             name: Contact(tuple((channel, to) for channel, several in by_channel.items() for to in several))
             for name, by_channel in recipients.items()
         }
+    )
+
+
+def a_route(
+    name: str,
+    *recipients: str,
+    stop: bool = False,
+    rules: str = "add",
+    phase: Any = "FAILED",
+    channel: str = "email",
+    severity: str = "",
+    number: int = 0,
+    **match: Any,
+) -> Route:
+    """A route to these recipients, or to one named after it. `number`: of its recipients, if contacts are among them."""
+    named = recipients or (f"{name}@example.com",)
+    notification = a_notification(*named, channel=channel, phases=tuple(TERMINAL))
+    return Route(
+        name=name,
+        defined_at=f"routes.yaml:{name}",
+        match=Matcher.model_validate({"phase": phase, **match}),
+        rules=(Rule(notification, f"routes.yaml:{name}", name=name, severity=severity),),
+        recipients=number or len(named),
+        stop=stop,
+        replaces=rules == "replace",
     )
 
 

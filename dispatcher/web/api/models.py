@@ -133,6 +133,7 @@ class TerminalEvent(_Response):
 class EvaluatedRule(_Response):
     """A rule, and whether the rule matched the event."""
 
+    name: Annotated[str, Field(description="The route's name; empty for Flyte's rules.")]
     defined_at: str
     phases: Sequence[str]
     channel: str

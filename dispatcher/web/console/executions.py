@@ -17,6 +17,7 @@ _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
     ("No matching rule", {"verdict": "no_matching_rule"}),
     ("Resolved", {"verdict": "resolved"}),
     ("Disabled", {"verdict": "disabled"}),
+    ("Rules unknown", {"verdict": "rules_unknown"}),
     ("Last 24 hours", {"since": "24h"}),
 )
 

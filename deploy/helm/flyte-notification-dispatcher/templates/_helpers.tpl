@@ -115,7 +115,10 @@ sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db
   "log" "json"
 -}}
 {{- with include "dispatcher.passwordFile" . }}{{ $_ := set $known.ledger "password_file" . }}{{ end -}}
-{{- if .Values.launchPlans }}{{ $_ := set $known "rules" (dict "launch_plans" (list "./launch_plans")) }}{{ end -}}
+{{- $rules := dict -}}
+{{- if .Values.launchPlans }}{{ $_ := set $rules "launch_plans" (list "./launch_plans") }}{{ end -}}
+{{- if .Values.routes }}{{ $_ := set $rules "routes" (list "./routes") }}{{ end -}}
+{{- if $rules }}{{ $_ := set $known "rules" $rules }}{{ end -}}
 {{- if .Values.templates }}{{ $_ := set $known "templates" (dict "path" (list "./templates")) }}{{ end -}}
 {{- $config := mergeOverwrite $known (deepCopy .Values.config) -}}
 {{- $_ := set $config "http" (mergeOverwrite ($config.http | default dict) (include "dispatcher.http" . | fromYaml)) -}}

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_a7bde99f"
+revision = "0001_d2aa5275"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -87,6 +87,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("facts", sa.LargeBinary, nullable=False),
         sa.Column("considered", sa.LargeBinary, nullable=False),
+        sa.Column("rules_version", sa.String(16)),
         sa.PrimaryKeyConstraint("key", name="pk_events"),
     )
     if op.get_context().dialect.name == "postgresql":  # on SQLite, `search.has_name` needs no index

@@ -1,0 +1,191 @@
+"""Reads routes from files.
+
+A file contains `routes: [{name, match, notify, …}]` in YAML or JSON. An invalid route is reported with its file and
+line; the other routes of the file still apply, and so does the last valid route of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from dispatcher.model.notification import CHANNEL_FIELDS, MAX_RECIPIENTS, Notification
+from dispatcher.model.severity import Severity
+from dispatcher.parsing.nearest import no_such
+from dispatcher.parsing.scalars import why_not_text
+from dispatcher.parsing.validation_errors import first_problem
+from dispatcher.parsing.yaml import MAX_BYTES, Document, Malformed, Problem, decoded, parse, readable
+from dispatcher.rules.file_set import Content, FileFormat, LoadedFile, RuleFile
+from dispatcher.rules.matcher import Matcher
+from dispatcher.rules.routes import Route, RouteBook
+from dispatcher.rules.rule import Rule
+
+MAX_ROUTES = 100_000
+"""Maximum number of routes in all files."""
+MAX_NAME = 100
+"""Maximum number of characters of a route's name."""
+_TO_CONTACTS = ""
+"""The channel of a rule that names contacts: each contact says by itself which channels it has."""
+
+LoadedRoute = tuple[Route, int]
+"""A route, and the number of its line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names in the settings that routes can refer to."""
+
+    contacts: Mapping[str, int] = field(default_factory=dict)
+    """Mapping from a contact to the number of its recipients."""
+    channels: frozenset[str] = frozenset()
+
+
+NO_NAMES = Names()
+
+
+def _entry(entry: Any) -> Any:
+    """Return an entry of `notify` as a mapping from a channel to recipients."""
+    if isinstance(entry, str):
+        return {_TO_CONTACTS: [entry]}
+    if isinstance(entry, dict):
+        return {CHANNEL_FIELDS.get(channel, channel): recipients for channel, recipients in entry.items()}
+    raise ValueError(why_not_text(entry) or "write a contact's name, or a channel with recipients: {slack: ['#dev']}")
+
+
+def _listed(recipients: Any) -> Any:
+    return [recipients] if isinstance(recipients, str) else recipients
+
+
+_Recipients = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class _RouteText(BaseModel):
+    """A route as it is written in a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[
+        str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*\S)?$")
+    ]
+    match: Matcher
+    notify: Annotated[
+        tuple[Annotated[Mapping[str, _Recipients], BeforeValidator(_entry)], ...],
+        Field(min_length=1, max_length=MAX_RECIPIENTS),
+    ]
+    severity: Severity | None = None
+    stop: bool = False
+    rules: Literal["add", "replace"] = "add"
+
+
+class _Refused(Exception):
+    """A route is invalid. `at`: where in the route."""
+
+    def __init__(self, message: str, at: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.at = at
+
+
+def route_format(names: Names) -> FileFormat[LoadedRoute]:
+    """Return the format of files with routes. `names`: what the routes can refer to."""
+    return FileFormat({".yaml": MAX_BYTES, ".yml": MAX_BYTES, ".json": MAX_BYTES}, partial(_read, names))
+
+
+def _read(names: Names, file: RuleFile, before: tuple[LoadedRoute, ...]) -> Content[LoadedRoute]:
+    """Return the routes in a file. `before`: those that it had before.
+
+    Raises Malformed if the file is no list of routes.
+    """
+    old = {route.name: (route, line) for route, line in before}
+    routes: list[LoadedRoute] = []
+    problems = []
+    kept: set[str] = set()
+    for document in parse(decoded(file.content), json=file.path.suffix == ".json"):
+        for index, item in enumerate(_items(document)):
+            line = document.line_of(("routes", index))
+            try:
+                routes.append((_route(item, f"{readable(file.path)}:{line}", names), line))
+            except _Refused as error:
+                name = item.get("name") if isinstance(item, dict) else None
+                shown = f"route {name[:MAX_NAME]!r}: " if isinstance(name, str) else f"route {index + 1}: "
+                at = document.line_of(("routes", index, *error.at))
+                problems.append(Problem(file.path, at, f"{shown}{error}"))
+                kept |= {name} if isinstance(name, str) else old.keys()
+                if isinstance(name, str) and name in old:
+                    routes.append(old[name])
+    named = {route.name for route, _ in routes}
+    missing = [entry for name, entry in old.items() if name in kept - named]
+    return Content((*routes, *missing), tuple(problems), keeps=not kept.isdisjoint(old))
+
+
+def _items(document: Document) -> list[Any]:
+    """Return the routes of a document. Raises Malformed if it is something else."""
+    data = document.data
+    if data is None:
+        return []
+    if not isinstance(data, dict) or data.keys() != {"routes"}:
+        raise Malformed("a file of routes has only the key routes: a list of routes", document.line_of())
+    if not isinstance(data["routes"], list):
+        raise Malformed("routes must be a list", document.line_of(("routes",)))
+    return data["routes"]
+
+
+def _route(item: Any, defined_at: str, names: Names) -> Route:
+    """Return the route. Raises _Refused if it is invalid."""
+    try:
+        text = _RouteText.model_validate(item)
+    except ValidationError as error:
+        raise _Refused(first_problem(error), error.errors()[0]["loc"]) from None
+    if not text.match.phase:
+        raise _Refused("match.phase: name at least one of SUCCEEDED, FAILED, ABORTED, TIMED_OUT", ("match", "phase"))
+    by_channel: dict[str, list[str]] = {}
+    for index, entry in enumerate(text.notify):
+        for channel, recipients in entry.items():
+            _check(channel, recipients, names, ("notify", index))
+            by_channel.setdefault(channel, []).extend(recipients)
+    number = sum(names.contacts.get(one, 1) for recipients in by_channel.values() for one in recipients)
+    if number > MAX_RECIPIENTS:
+        raise _Refused(f"it has {number:,} recipients: at most {MAX_RECIPIENTS:,} are allowed", ("notify",))
+    try:
+        rules = tuple(
+            Rule(
+                Notification(phases=text.match.phase, channel=channel, recipients=tuple(dict.fromkeys(recipients))),
+                defined_at,
+                name=text.name,
+                severity=text.severity or "",
+            )
+            for channel, recipients in by_channel.items()
+        )
+    except ValidationError as error:
+        raise _Refused(f"notify: {first_problem(error)}", ("notify",)) from None
+    return Route(text.name, defined_at, text.match, rules, number, text.stop, text.rules == "replace")
+
+
+def _check(channel: str, recipients: tuple[str, ...], names: Names, at: tuple[str | int, ...]) -> None:
+    """Raise _Refused if an entry of `notify` names a contact or a channel that does not exist."""
+    if channel != _TO_CONTACTS and channel not in names.channels:
+        raise _Refused(f"notify: {no_such('channel', channel, names.channels)}", (*at, channel))
+    for recipient in recipients if channel == _TO_CONTACTS else ():
+        if recipient not in names.contacts:
+            raise _Refused(f"notify: {no_such('contact', recipient, names.contacts)}", at)
+
+
+def in_order(files: Mapping[Path, LoadedFile[LoadedRoute]]) -> tuple[RouteBook, list[Problem]]:
+    """Return the routes of all files, and a problem for each whose name another one has already."""
+    routes: dict[str, Route] = {}
+    clashes = []
+    for path, loaded in files.items():
+        for route, line in loaded.content.entries:
+            first = routes.setdefault(route.name, route)
+            if first is not route:
+                message = f"route {route.name!r}: {first.defined_at} has this name already: choose another"
+                clashes.append(Problem(path, line, message))
+            elif len(routes) > MAX_ROUTES:
+                del routes[route.name]
+                clashes.append(Problem(path, line, f"more than {MAX_ROUTES:,} routes: the others are left out"))
+                return RouteBook(tuple(routes.values())), clashes
+    return RouteBook(tuple(routes.values())), clashes

@@ -1,0 +1,241 @@
+"""Routes from files: what a route may say, the messages about invalid ones, and which routes hold after an edit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from dispatcher.model.phase import Phase
+from dispatcher.rules import Route
+from dispatcher.rules.files import RuleFiles
+from dispatcher.rules.route_files import Names
+
+NAMES = Names({"ml-team": 3, "night-shift": 1, "everybody": 900}, frozenset({"email", "slack", "pagerduty"}))
+ROUTE = "  - {name: NAME, match: {phase: FAILED}, notify: [ml-team]}\n"
+
+
+def a_route(name: str, **fields: str) -> str:
+    others = "".join(f", {field}: {value}" for field, value in fields.items())
+    return f"  - {{name: {name}, match: {{phase: FAILED}}, notify: [ml-team]{others}}}\n"
+
+
+def loaded(*paths: Path) -> RuleFiles:
+    files = RuleFiles((), paths, NAMES)
+    files.load()
+    return files
+
+
+def problems(files: RuleFiles) -> list[str]:
+    return [f"{problem.file.name}:{problem.line}: {problem.message}" for problem in files.problems]
+
+
+def names(files: RuleFiles) -> list[str]:
+    return [route.name for route in files.book.routes.routes]
+
+
+def only(files: RuleFiles) -> Route:
+    (route,) = files.book.routes.routes
+    return route
+
+
+def test_a_route_becomes_one_rule_for_its_contacts_and_one_for_each_channel(tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text(
+        "routes:\n"
+        "  - name: production-failures\n"
+        "    match: {project: [fraud-*, flytesnacks], domain: production, phase: [FAILED, timed_out]}\n"
+        "    notify: [ml-team, {email: audit@example.com, pagerDuty: [ml]}, {email: [b@example.com]}, night-shift]\n"
+        "    severity: critical\n"
+        "    stop: true\n"
+        "    rules: replace\n"
+    )
+
+    files = loaded(tmp_path)
+
+    assert files.problems == ()
+    route = only(files)
+    assert (route.stop, route.replaces, route.recipients) == (True, True, 3 + 1 + 3)
+    assert [(rule.notification.channel, rule.notification.recipients) for rule in route.rules] == [
+        ("", ("ml-team", "night-shift")),
+        ("email", ("audit@example.com", "b@example.com")),
+        ("pagerduty", ("ml",)),
+    ]
+    for rule in route.rules:
+        assert rule.notification.phases == (Phase.FAILED, Phase.TIMED_OUT)
+        assert (rule.name, rule.severity) == ("production-failures", "critical")
+        assert rule.defined_at == f"{tmp_path / 'routes.yaml'}:2"
+
+
+def test_routes_apply_in_the_order_of_the_settings_then_of_paths_then_of_lines(tmp_path: Path) -> None:
+    for file, content in {
+        "teams/z.yaml": a_route("five"),
+        "teams/b/x.json": '{"routes": [{"name": "four", "match": {"phase": "FAILED"}, "notify": ["ml-team"]}]}',
+        "platform/b.yml": f"{a_route('two')}{a_route('three')}---\nroutes:\n{a_route('three-more')}",
+        "platform/a.yaml": a_route("one"),
+        "platform/notes.txt": "nothing",
+        "platform/empty.yaml": "# nothing yet",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(content if content[0] in "{#n" else f"routes:\n{content}")
+
+    files = loaded(tmp_path / "platform", tmp_path / "teams")
+
+    assert (names(files), files.problems) == (["one", "two", "three", "three-more", "four", "five"], ())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("- {name: a}", "a.yaml:1: a file of routes has only the key routes"),
+        ("routes: []\nroute: []", "a.yaml:1: a file of routes has only the key routes"),
+        ("launch_plan: {name: lp}\nnotifications: []", "a.yaml:1: a file of routes has only the key routes"),
+        ("routes:\n  a: 1", "a.yaml:2: routes must be a list"),
+        ("routes: [", "a.yaml:2: broken YAML"),
+        ("routes: [3]", "a.yaml:1: route 1: must be a mapping"),
+        (f"routes:\n{ROUTE}{ROUTE}", "a.yaml:3: route 'NAME': "),
+        ("routes:\n  - name: x\n    match: {phase: FAILED}", "a.yaml:2: route 'x': notify: must be set"),
+        (
+            "routes:\n  - name: x\n    notify: [ml-team]\n    match: {project: p}",
+            "a.yaml:4: route 'x': match.phase: name",
+        ),
+        (
+            "routes:\n  - name: x\n    notify: [ml-team]\n    match:\n      project: p\n      phase: RUNNING",
+            "a.yaml:6: route 'x': match.phase.0: RUNNING is not a terminal phase",
+        ),
+        ("routes:\n" + a_route("x").replace("phase:", "phases:"), "match.phases: unknown option"),
+        ("routes:\n" + a_route("x", owner="ml"), "route 'x': owner: unknown option"),
+        ("routes:\n" + a_route("x", streak="3"), "route 'x': streak: unknown option"),
+        ("routes:\n" + a_route("x", **{"'on'": "resolved"}), "route 'x': on: unknown option"),
+        ("routes:\n" + a_route("x", stop="maybe"), "route 'x': stop: must be"),
+        ("routes:\n" + a_route("x", rules="keep"), "route 'x': rules: must be 'add' or 'replace'"),
+        ("routes:\n" + a_route("x", severity="high"), "route 'x': severity: must be 'critical', 'error'"),
+        ("routes:\n" + a_route("12"), "route 1: name: a number where text is expected: quote it"),
+        ("routes:\n" + a_route("''"), "name: must not be empty"),
+        ("routes:\n" + a_route("x" * 101), "name: must have at most 100 characters"),
+        ("routes:\n" + a_route('"a\\nb"'), "name: "),
+        ("routes:\n" + a_route("x").replace("ml-team", "owner"), "notify: there is no contact 'owner'"),
+        ("routes:\n" + a_route("x").replace("ml-team", "ml_team"), "'ml_team': did you mean ml-team?"),
+        (
+            "routes:\n" + a_route("x").replace("ml-team", "{emial: a@b}"),
+            "there is no channel 'emial': did you mean email?",
+        ),
+        ("routes:\n" + a_route("x").replace("ml-team", "{email: []}"), "route 'x': notify: recipients: no recipients"),
+        ("routes:\n" + a_route("x").replace("ml-team", "{email: ''}"), "route 'x': notify: recipients: an empty"),
+        ("routes:\n" + a_route("x").replace("ml-team", "{email: 7}"), "route 'x': notify.0.email: must be a list"),
+        ("routes:\n" + a_route("x").replace("ml-team", "7"), "notify.0: a number where text is expected"),
+        ("routes:\n" + a_route("x").replace("ml-team", ""), "route 'x': notify: must not be empty"),
+        (
+            "routes:\n" + a_route("x").replace("ml-team", "everybody, {email: [" + "a@example.com, " * 101 + "]}"),
+            "route 'x': it has 1,001 recipients: at most 1,000 are allowed",
+        ),
+        (
+            "routes:\n" + a_route("x").replace("FAILED", "FAILED, labels: {team: 7}"),
+            "route 'x': match.labels.team: a number",
+        ),
+    ],
+)
+def test_an_invalid_route_is_reported_with_file_and_line(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    (line,) = problems(loaded(tmp_path))
+    assert words in line
+
+
+def test_an_invalid_route_is_refused_alone_and_the_old_one_of_its_name_holds_in_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    good = [a_route(name) for name in ("one", "two", "three")]
+    file.write_text("routes:\n" + "".join(good))
+    files = loaded(tmp_path)
+
+    edited = [a_route("new"), good[0], good[1].replace("FAILED", "RUNNING"), a_route("never", sotp="true"), good[2]]
+    file.write_text("routes:\n" + "".join(edited))
+    assert files.load()
+    assert [line.partition(":")[0] + line.partition(":")[2][:2] for line in problems(files)] == ["a.yaml4:", "a.yaml5:"]
+    assert names(files) == ["new", "one", "two", "three"]
+    assert files.book.routes.routes[2].rules[0].notification.phases == (Phase.FAILED,)
+
+    file.write_text("routes:\n" + good[2] + "  - {match: {phase: FAILED}}\n")
+    files.load()
+    assert sorted(names(files)) == ["new", "one", "three", "two"], "which route is meant is not known: all hold"
+
+    file.write_text("routes:\n" + good[2])
+    files.load()
+    assert (names(files), files.problems) == (["three"], ())
+
+
+def test_of_two_routes_with_one_name_the_first_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("routes:\n" + a_route("one", stop="true"))
+    (tmp_path / "b.yaml").write_text("routes:\n" + a_route("two") + a_route("one"))
+    files = loaded(tmp_path)
+    assert names(files) == ["one", "two"]
+    assert files.book.routes.routes[0].stop
+    assert problems(files) == [f"b.yaml:3: route 'one': {tmp_path / 'a.yaml'}:2 has this name already: choose another"]
+
+
+def test_the_version_is_that_of_the_contents_in_effect(tmp_path: Path) -> None:
+    plans, routes = tmp_path / "plans", tmp_path / "routes"
+    for folder in (plans, routes):
+        folder.mkdir()
+    files = RuleFiles([plans], [routes], NAMES)
+    assert not files.load()
+    assert files.book.version == ""
+
+    seen: set[str] = set()
+
+    def differs(changed: bool = True) -> None:
+        files.load()
+        others = RuleFiles([plans], [routes], NAMES)
+        others.load()
+        assert (files.book.version not in seen) is changed
+        if not files.problems:
+            assert others.book.version == files.book.version, "the same files have the same version everywhere"
+        seen.add(files.book.version)
+
+    (plans / "lp.yaml").write_text("launch_plan: {project: p, domain: d, name: lp}\nnotifications: []\n")
+    differs()
+    (routes / "a.yaml").write_text("routes:\n" + a_route("one"))
+    differs()
+    (routes / "a.yaml").rename(routes / "z.yaml")
+    differs()
+    (routes / "z.yaml").write_text("routes: [")
+    differs(changed=False)
+    (routes / "z.yaml").write_text("routes:\n" + a_route("one", stop="maybe") + a_route("two"))
+    differs()
+    (routes / "z.yaml").write_text("routes:\n" + a_route("one") + a_route("two"))
+    differs()
+    (routes / "z.yaml").unlink()
+    differs(changed=False)
+
+
+def test_too_many_routes_are_refused_and_the_first_ones_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dispatcher.rules.route_files.MAX_ROUTES", 3)
+    (tmp_path / "a.yaml").write_text("routes:\n" + "".join(a_route(f"r{number}") for number in range(5)))
+    files = loaded(tmp_path)
+    assert names(files) == ["r0", "r1", "r2"]
+    assert problems(files) == ["a.yaml:5: more than 3 routes: the others are left out"]
+
+
+async def test_10_000_routes_are_reloaded_while_the_event_loop_goes_on(tmp_path: Path) -> None:
+    """The loop's thread is kept for less than 50 ms at a time. The limit is wider, because tests share their CPUs."""
+    files = loaded(tmp_path)
+    stop = asyncio.Event()
+    watching = asyncio.create_task(files.watch(stop))
+    await asyncio.sleep(0.3)
+    pauses: list[float] = []
+    for attempt in range(4):
+        for number in range(10):
+            lines = [a_route(f"r{attempt}-{number}-{at}") for at in range(1000)]
+            (tmp_path / f"{number}.yaml").write_text("routes:\n" + "".join(lines))
+        before, longest = time.monotonic(), 0.0
+        while f"r{attempt}-9-999" not in {route.name for route in files.book.routes.routes[-1:]}:
+            await asyncio.sleep(0.002)
+            now = time.monotonic()
+            before, longest = now, max(longest, now - before)
+        assert len(files.book.routes) == 10_000
+        pauses.append(longest)
+        if longest < 0.1:
+            break
+    stop.set()
+    await watching
+    assert min(pauses) < 0.1, pauses

@@ -1,0 +1,189 @@
+"""What a decision says of routes: the verdict, the reason, and the routes that applied or almost did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dispatcher.model.event import Event, ExecutionId, Options
+from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES
+from dispatcher.model.phase import Phase
+from dispatcher.rules import (
+    AdminExecution,
+    Decision,
+    PlanKey,
+    PlanRules,
+    RouteBook,
+    RuleBook,
+    UnknownExecution,
+    Verdict,
+    decide,
+    decides_itself,
+)
+from dispatcher.rules.routes import MAX_NEAR_MISSES
+from tests.support.builders import a_launch_plan, a_notification, a_route, a_rule, an_event
+
+KEY = PlanKey("flytesnacks", "production", "train.daily")
+PLAN = {KEY: PlanRules(KEY, (a_rule("plan@example.com"), a_rule("success@example.com", phases=(Phase.SUCCEEDED,))))}
+EVENT = an_event(launch_plan=a_launch_plan(), principal="jo", labels={"team": "ml"})
+OWN = Options(notifications=(a_notification("own@example.com"),))
+
+
+def decided(*routes: Any, event: Event = EVENT, plans: Any = PLAN, admin: Any = None) -> Decision:
+    return decide(event, RuleBook(plans, RouteBook(routes)), admin)
+
+
+def rows(decision: Decision) -> list[tuple[str, bool, bool, str]]:
+    """The routes among the rules that were considered."""
+    return [(one.rule.name, one.matched, one.applies, one.reason) for one in decision.considered if one.rule.name]
+
+
+def test_a_route_adds_its_rules_to_flytes_and_the_decision_names_both() -> None:
+    decision = decided(a_route("ml", "ml-team", "ops@example.com", labels={"team": "ml"}))
+    assert decision.verdict is Verdict.MATCHED
+    assert decision.reason == "1 rule of launch plan flytesnacks/production/train.daily matched; route ml matched"
+    assert [rule.notification.recipients for rule in decision.matched] == [
+        ("plan@example.com",),
+        ("ml-team", "ops@example.com"),
+    ]
+    assert rows(decision) == [("ml", True, True, "all its conditions hold")]
+    assert [one.as_data()["name"] for one in decision.considered] == ["", "", "ml"]
+
+
+def test_a_route_alone_matches_if_no_rule_of_flytes_does() -> None:
+    decision = decided(a_route("all"), a_route("more"), plans={})
+    assert (decision.verdict, decision.reason) == (
+        Verdict.MATCHED,
+        "no rules for launch plan flytesnacks/production/train.daily@v1.4.2; routes all, more matched",
+    )
+
+
+def test_a_route_that_replaces_overrides_flytes_rules_and_the_executions_own_list() -> None:
+    route = a_route("night", rules="replace")
+    decision = decided(a_route("day"), route, event=EVENT.model_copy(update={"options": OWN}))
+    assert (decision.verdict, decision.reason) == (
+        Verdict.MATCHED,
+        "routes day, night matched; route night replaces Flyte's rules",
+    )
+    assert [(one.rule.notification.recipients[0], one.matched, one.reason) for one in decision.considered] == [
+        ("own@example.com", False, "replaced by route night"),
+        ("plan@example.com", False, "replaced by the execution's own list"),
+        ("success@example.com", False, "replaced by the execution's own list"),
+        ("day@example.com", True, "all its conditions hold"),
+        ("night@example.com", True, "all its conditions hold"),
+    ]
+    assert [rule.name for rule in decision.rules] == ["day", "night"]
+
+
+@pytest.mark.parametrize(
+    ("event", "admin", "switch"),
+    [
+        (
+            EVENT.model_copy(update={"options": Options(disable_notifications=True)}),
+            None,
+            "options.disable_notifications",
+        ),
+        (EVENT, AdminExecution(disabled=True), "spec.disable_all"),
+    ],
+)
+def test_disabled_notifications_disable_routes_too_even_those_that_replace(
+    event: Event, admin: AdminExecution | None, switch: str
+) -> None:
+    decision = decided(a_route("ml", rules="replace"), a_route("jo", principal="ann"), event=event, admin=admin)
+    assert (decision.verdict, decision.matched, decision.disabled_by) == (Verdict.DISABLED, [], switch)
+    assert rows(decision) == [
+        ("ml", False, False, f"disabled by {switch}"),
+        ("jo", False, False, "principal is jo, not ann"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("event", "admin", "reason"),
+    [
+        (EVENT, UnknownExecution("FlyteAdmin doesn't know it"), "FlyteAdmin doesn't know it"),
+        (an_event(), None, "launch plan unknown: the event does not name it"),
+    ],
+)
+def test_where_flytes_rules_are_unknown_the_routes_decide_alone(
+    event: Event, admin: UnknownExecution | None, reason: str
+) -> None:
+    without = decided(a_route("others", domain="staging"), event=event, plans={}, admin=admin)
+    assert not without.decided
+    assert without.reason.startswith(reason)
+
+    decision = decided(a_route("all"), event=event, plans={}, admin=admin)
+    assert (decision.verdict, decision.decided) == (Verdict.RULES_UNKNOWN, True)
+    assert decision.reason.startswith(reason)
+    assert decision.reason.endswith("; route all matched")
+    assert [rule.name for rule in decision.matched] == ["all"]
+
+    replacing = decided(a_route("all", rules="replace"), event=event, plans={}, admin=admin)
+    assert replacing.verdict is Verdict.MATCHED
+    assert replacing.reason.startswith(f"route all matched; route all replaces Flyte's rules ({reason}")
+
+
+def test_too_many_rules_of_flytes_stay_rejected_unless_a_route_replaces_them() -> None:
+    admin = AdminExecution(excess="the event has 101 rules")
+    assert not decided(a_route("all"), admin=admin).decided
+    assert decided(a_route("all", rules="replace"), admin=admin).verdict is Verdict.MATCHED
+
+
+def test_routes_that_almost_match_are_explained_with_what_they_miss() -> None:
+    event = EVENT.model_copy(update={"principal": ""})
+    decision = decided(
+        a_route("staging", domain="staging"),
+        a_route("two-misses", domain="staging", project="other*"),
+        a_route("first", stop=True),
+        a_route("after"),
+        a_route("who", principal="jo"),
+        event=event,
+    )
+    explained = {name: reason for name, matched, _, reason in rows(decision) if not matched}
+    assert explained.pop("who").startswith("principal isn't known")
+    assert explained == {
+        "staging": "domain is production, not staging",
+        "after": "route first stops before it",
+    }
+    many = decided(*(a_route(f"r{number}", domain="staging") for number in range(50)))
+    assert len(rows(many)) == MAX_NEAR_MISSES
+
+
+def test_more_routes_than_an_event_may_have_are_left_out_and_counted() -> None:
+    decision = decided(*(a_route(f"r{number}") for number in range(MAX_RULES + 7)), plans={})
+    assert len(decision.matched) == MAX_RULES
+    assert "routes r0, r1, r2, r3, r4 and 95 more matched; 7 more routes matched, and left out" in decision.reason
+
+    half = a_route("half", number=MAX_RECIPIENTS // 2)
+    decision = decided(half, half, a_route("one"), half, plans={})
+    assert [rule.name for rule in decision.matched] == ["half", "half"]
+    assert "2 more routes matched, and left out: an event may have 100 routes with 1,000 recipients" in decision.reason
+
+
+def test_flyteadmin_is_asked_about_an_event_with_its_own_list_only_for_a_route_that_needs_it() -> None:
+    own = an_event(options=OWN)
+    conditions: dict[str, Any] = {"not": {"labels": {"team": "ml"}}}
+    unless = a_route("not", **conditions)
+    for routes, asks in (
+        ((), False),
+        ((a_route("all"),), False),
+        ((a_route("jo", principal="jo"),), True),
+        ((a_route("jo", principal="jo", domain="staging"),), False),
+        ((a_route("ok", phase="SUCCEEDED", principal="jo"),), False),
+        ((a_route("plan", launch_plan="other"),), True),
+        ((unless,), True),
+    ):
+        book = RuleBook({}, RouteBook(routes))
+        assert decides_itself(own, book) is not asks, routes
+        disabled = Options(notifications=OWN.notifications, disable_notifications=True)
+        assert decides_itself(own.model_copy(update={"options": disabled}), book)
+        assert not decides_itself(an_event(), book)
+
+
+def test_a_canary_goes_by_its_own_list_alone() -> None:
+    canary = ExecutionId(project="dispatcher", domain="canary", name="20261120T091000Z")
+    event = an_event(options=OWN).model_copy(update={"execution": canary})
+    decision = decided(a_route("all", rules="replace"), a_route("jo", principal="jo"), event=event)
+    assert [rule.notification.recipients for rule in decision.matched] == [("own@example.com",)]
+    assert rows(decision) == []
+    assert decides_itself(event, RuleBook({}, RouteBook((a_route("jo", principal="jo"),))))
