@@ -51,7 +51,8 @@ class _Named:
     """The place of the first rule that names the recipient, among the matched rules. That rule makes the message."""
     template: str | None = None
     """That rule's own template."""
-    causes: list[Cause] = field(default_factory=list)
+    causes: dict[Cause, None] = field(default_factory=dict)
+    """The rules that name the recipient, each once."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -61,9 +62,7 @@ class _Named:
     def name(self, rule: Rule) -> None:
         """Note that a rule names the recipient."""
         self.severity = highest(self.severity, rule.severity)
-        cause = Cause(rule.name, rule.defined_at)
-        if cause not in self.causes:
-            self.causes.append(cause)
+        self.causes[Cause(rule.name, rule.defined_at)] = None
 
 
 @dataclass(slots=True)
@@ -102,7 +101,7 @@ class EventPlan:
             if one.undeliverable:
                 continue  # the fallback does not know the recipient either, so the recipient's delivery stays dead
             if self.register(one.target):
-                one.causes = [*delivery.rules]
+                one.causes = dict.fromkeys(delivery.rules)
                 one.severity = highest(one.severity, delivery.severity)
                 named.append(one)
         self._add_messages(named)
@@ -118,7 +117,7 @@ class EventPlan:
                 # An undeliverable one is already reported: `Planner.unreachable` checks contacts at the start.
                 if one.undeliverable or not self.register(one.target._replace(channel=kind)):
                     continue
-                one.causes = [Cause("", f"channels.{about.channel}.fallback_recipients")]
+                one.causes = {Cause("", f"channels.{about.channel}.fallback_recipients"): None}
                 notice = self._delivery([one])
                 self.deliveries.append(
                     notice._replace(

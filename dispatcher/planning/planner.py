@@ -181,7 +181,7 @@ class Planner:
         """Return whom a rule names, each with the channel. A contact's recipients stand in the place of its name."""
         channel = rule.notification.channel
         named: list[Recipient] = []
-        for recipient in rule.notification.recipients:
+        for recipient in dict.fromkeys(rule.notification.recipients):
             named += self.contacts.expand(recipient) or ((channel, recipient),)
         return named
 

@@ -67,8 +67,8 @@ class Renderer:
         apply, then `paths`, then the built-in folder. All folders have the layout of the built-in `templates/`.
 
         `channel_types`: mapping from a channel's name to its type. `contact_folders`: mapping from a contact's option,
-        such as `contacts.ml.templates`, to the folders that it may pass to the methods. `console_url`: the URL of Flyte's console.
-        `logs_url`: the URL of an execution's logs, with `{project}`, `{domain}` and `{name}` as placeholders.
+        such as `contacts.ml.templates`, to the folders that it may pass to the methods. `console_url`: the URL of Flyte's
+        console. `logs_url`: the URL of an execution's logs, with `{project}`, `{domain}` and `{name}` as placeholders.
         `severity`: function that can replace the phase's severity. `hide_labels`: the names of labels that templates
         don't get. `timezone`: the zone of the times' part `local`. `on_failure`: called with the channel each time the
         built-in template is used because a custom template failed.

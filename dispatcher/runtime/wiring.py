@@ -75,8 +75,8 @@ def make_contents(
 ) -> Contents:
     """Return the renderer of deliveries' content, for the configured templates.
 
-    `contacts`: the planner's. `template_failed` is called with the channel if a custom template fails, so that the built-in template is used.
-    Raises SettingsError if a template folder does not exist.
+    `contacts`: the planner's. `template_failed` is called with the channel if a custom template fails, so that the
+    built-in template is used. Raises SettingsError if a template folder does not exist.
     """
     renderer = make_renderer(settings, on_failure=template_failed)
     return Contents(

@@ -89,7 +89,7 @@ async def test_check_reports_problems_in_templates_match(tmp_path: Path) -> None
     for match, words in (
         ({"recipient": "boss@*", "path": "own"}, "text.txt.j2:1: 'nonsense' is undefined"),
         ({"project": "p", "path": ["nowhere"]}, "templates.match.0.path: no such folder"),
-        ({"path": ["own"]}, "templates.match.0: has no condition"),
+        ({"path": ["own"]}, "templates.match.0: would apply to every message"),
         ({"projekt": "p", "path": ["own"]}, "templates.match.0.projekt: unknown option"),
     ):
         status, _, err = await command("check", "--config", settings_file(tmp_path, templates={"match": [match]}))

@@ -1,4 +1,4 @@
-"""Contacts in a running service: their recipients, and the zone, templates and severity of their messages."""
+"""Contacts in a running service: rules and routes name them, and their messages have their options."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ PLAN = {
         {"phases": ["SUCCEEDED"], "slack": {"recipients_email": ["ml-team"]}},
     ],
 }
+ROUTES = {
+    "routes": [
+        {
+            "name": "production",
+            "match": {"domain": "production", "phase": "FAILED"},
+            "notify": ["ml-team", {"email": ["dev@example.com"]}],
+            "severity": "warning",
+        }
+    ]
+}
 CONTACTS = {
     "ml-team": {
         "email": ["ML@example.com"],
@@ -43,6 +53,7 @@ SHOWN = "{{ phase }} {{ severity }} {{ finished.local }}"
 
 def settings(folder: Path, inbox: Inbox) -> dict[str, Any]:
     (folder / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+    (folder / "routes.yaml").write_text(yaml.safe_dump(ROUTES))
     for file, text in {
         "ml/slack/message.yaml": f'text: "{SHOWN}"',
         "ml/webhook/body.yaml": f'text: "{SHOWN}"',
@@ -53,7 +64,7 @@ def settings(folder: Path, inbox: Inbox) -> dict[str, Any]:
         (folder / file).write_text(text)
     return {
         "ledger": {"url": "sqlite+aiosqlite:///./ledger.db"},
-        "rules": {"launch_plans": ["./plan.yaml"]},
+        "rules": {"launch_plans": ["./plan.yaml"], "routes": ["./routes.yaml"]},
         "templates": {"path": ["./all"]},
         "contacts": CONTACTS,
         "channels": {
@@ -96,7 +107,7 @@ async def test_a_contacts_messages_have_its_zone_templates_and_severity(tmp_path
         assert mails == {
             ("ML@example.com",): ("for the team", "failed critical 2026-11-20 18:14:21 UTC+09:00"),
             ("boss@example.com",): (usual, "failed error 2026-11-20 04:14:21 UTC-05:00"),
-            ("dev@example.com",): (usual, "failed error 2026-11-20 09:14:21 UTC"),
+            ("dev@example.com",): (usual, "failed warning 2026-11-20 09:14:21 UTC"),
             ("on-call@example.com",): (f"Not delivered: {usual}", "failed error 2026-11-20 10:14:21 UTC+01:00"),
         }
         in_tokyo = "failed critical 2026-11-20 18:14:21 UTC+09:00"
@@ -109,7 +120,13 @@ async def test_a_contacts_messages_have_its_zone_templates_and_severity(tmp_path
         await until(lambda: len(inbox.slack.messages) == 2)
         assert inbox.slack.messages[-1].body["text"] == "succeeded critical 2026-11-20 18:15:21 UTC+09:00"
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        failed = [one.delivery for one in await ledger.history.find(Filter(execution="a0"), limit=9)]
         found = [one.delivery for one in await ledger.history.find(Filter(execution="a1"), limit=9)]
+    names = {recipient: {rule.name for rule in one.rules} for one in failed for recipient in one.recipients}
+    assert names == {
+        **dict.fromkeys(("ML@example.com", "#alerts", "audit", "dev@example.com"), frozenset({"", "production"})),
+        **dict.fromkeys(("boss@example.com", "#nowhere", "on-call@example.com"), frozenset({""})),
+    }
     assert {
         (one.channel, one.kind, one.severity, one.rules[-1].defined_at.partition("plan.yaml")[2]) for one in found
     } == {
