@@ -116,15 +116,17 @@ def causes_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]
     """Return the numbers of the evaluated rules that named a delivery's recipients, from 1. A cause that is no
     evaluated rule is given in words.
 
-    All rules of a JSON file may have the same place. Then those count that name one of the recipients, if any does.
+    All rules of a route have the same place. Of these, the ones count that name a recipient; or else, for a contact's
+    recipient, the one that names contacts, which has no channel.
     """
     found: list[int | str] = []
     recipients = {recipient.casefold() for recipient in delivery["recipients"]}
     for cause in delivery["rules"]:
         at = cause["defined_at"]
-        places = [number for number, rule in enumerate(rules, start=1) if rule["defined_at"] == at]
-        naming = [one for one in places if recipients & {name.casefold() for name in rules[one - 1]["recipients"]}]
-        found += naming or places[:1] or [str(Cause(**cause))]
+        places = [(number, rule) for number, rule in enumerate(rules, start=1) if rule["defined_at"] == at]
+        naming = [number for number, rule in places if recipients & {one.casefold() for one in rule["recipients"]}]
+        of_contacts = [number for number, rule in places if not rule["channel"]]
+        found += naming or of_contacts[:1] or [number for number, _ in places[:1]] or [str(Cause(**cause))]
     return list(dict.fromkeys(found))
 
 

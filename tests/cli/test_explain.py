@@ -15,6 +15,7 @@ from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import load
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
+from dispatcher.explain import causes_among
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger, Settlement
@@ -200,6 +201,36 @@ async def test_each_delivery_names_all_rules_that_ask_for_it(config: Path) -> No
         assert [rule["name"] for delivery in account["deliveries"] for rule in delivery["rules"]] == [""] * 3
         assert [reason for _, _, reason in rules_in(account)] == [MATCHED, MATCHED]
     assert "1, 2" in (await command("explain", EXECUTION, "--config", str(config)))[1]
+
+
+def with_a_route_to_a_contact(config: Path) -> Path:
+    settings = yaml.safe_load(config.read_text())
+    settings["rules"]["routes"] = ["routes.yaml"]
+    settings["contacts"] = {"team": {"slack": ["#team"], "email": ["dev-team@example.com"], "severity": "critical"}}
+    config.write_text(yaml.safe_dump(settings))
+    route = {"name": "all", "match": {"phase": "FAILED"}, "notify": [{"email": ["audit@example.com"]}, "team"]}
+    (config.parent / "routes.yaml").write_text(yaml.safe_dump({"routes": [route]}))
+    return config
+
+
+async def test_a_contacts_deliveries_have_the_numbers_of_the_rules_that_name_the_contact(config: Path) -> None:
+    account = await ask(with_a_route_to_a_contact(config), "explain", ENRICHED)
+
+    *_, of_audit, of_team = account["rules"]
+    assert [(rule["channel"], rule["recipients"]) for rule in (of_audit, of_team)] == [
+        ("email", ["audit@example.com"]),
+        ("", ["team"]),
+    ]
+    numbers = {tuple(one["recipients"]): causes_among(one, account["rules"]) for one in account["deliveries"]}
+    assert numbers == {
+        ("#dev-alerts",): [2],
+        ("pagerduty-service-key@example.com",): [3],
+        ("dev-team@example.com",): [4, 6],
+        ("on-call@example.com",): [4],
+        ("audit@example.com",): [5],
+        ("#team",): [6],
+    }
+    assert {one["severity"] for one in account["deliveries"] if one["rules"][-1]["name"] == "all"} == {"", "critical"}
 
 
 async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is_explained(config: Path) -> None:
