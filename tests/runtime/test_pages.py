@@ -18,10 +18,23 @@ notifications:
 """
 
 
+ROUTES = """\
+routes:
+  - {name: production, match: {domain: production, phase: FAILED}, notify: [ml-team]}
+  - {name: all, match: {phase: FAILED}, notify: [{webhook: ["https://example.com/hook"]}]}
+"""
+
+
 async def test_a_rule_file_that_breaks_shows_on_every_page_and_in_a_metric_until_it_is_mended(tmp_path: Path) -> None:
-    file = tmp_path / "train.yaml"
+    file, routes = tmp_path / "train.yaml", tmp_path / "routes.yaml"
     file.write_text(VALID)
-    settings = {"http": {"console": True}, "channels": {"webhook": {}}, "rules": {"launch_plans": [str(file)]}}
+    routes.write_text(ROUTES)
+    settings = {
+        "http": {"console": True},
+        "channels": {"webhook": {"allow_hosts": ["example.com"]}},
+        "contacts": {"ml-team": {"webhook": ["https://example.com/ml"]}},
+        "rules": {"launch_plans": [str(file)], "routes": [str(routes)]},
+    }
     async with running(tmp_path, settings) as url, aiohttp.ClientSession() as session:
 
         async def page(path: str) -> str:
@@ -38,8 +51,16 @@ async def test_a_rule_file_that_breaks_shows_on_every_page_and_in_a_metric_until
         health = await page("health")
         assert f"{file}:3" in health
         assert "Valid rules, and the last valid rules" in health
-        assert (await scrape(url))["rule_problems"] == 1
+        routes.write_text(ROUTES.replace("[ml-team]", "[ml_team]").replace("name: all", "name: others"))
+
+        async def refused() -> bool:
+            return "there is no contact 'ml_team': did you mean ml-team?" in await page("health")
+
+        await until(refused)
+        metrics = await scrape(url)
+        assert (metrics["rule_problems"], metrics["routes"]) == (2, 2), "the last valid route of the name holds"
         file.write_text(VALID)
+        routes.write_text(ROUTES)
 
         async def mended() -> bool:
             return not await broken()
