@@ -127,7 +127,7 @@ def _with_routes(decision: Decision, routing: Routing) -> Decision:
     if not matched or decision.verdict is Verdict.TOO_MANY_RULES:
         return replace(decision, considered=considered)
     verdict = Verdict.MATCHED if decision.verdict.decided else Verdict.RULES_UNKNOWN
-    return replace(decision, verdict=verdict, reason=f"{decision.reason}; {_in_words(routing)}", considered=considered)
+    return Decision(verdict, f"{decision.reason}; {_in_words(routing)}", considered)
 
 
 def _replaced(decision: Decision, by: Route, routed: str, routes: tuple[Considered, ...]) -> Decision:

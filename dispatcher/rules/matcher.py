@@ -140,6 +140,18 @@ class DurationKeys(_Keys):
         return self
 
 
+def all_hold(tests: Iterable[KeyTest], event: Event) -> bool | None:
+    """Return whether an event passes all tests; None if that isn't known, because it lacks a fact."""
+    result: bool | None = True
+    for _, fact, wanted, _ in tests:
+        value = fact(event)
+        if value is UNKNOWN:
+            result = None
+        elif not wanted(value):
+            return False
+    return result
+
+
 class Conditions(_Keys):
     """Keys that must all hold for an event."""
 
@@ -182,6 +194,10 @@ class Conditions(_Keys):
         """The keys that are given, each label and each key of `error` for itself, such as `labels.team`."""
         return tuple(test.key for test in self._tests)
 
+    def tests_beside(self, *keys: str) -> tuple[KeyTest, ...]:
+        """Return the tests of all other keys."""
+        return tuple(test for test in self._tests if test.key not in keys)
+
     @property
     def keys(self) -> frozenset[str]:
         """The keys that are given, as files write them."""
@@ -189,14 +205,7 @@ class Conditions(_Keys):
 
     def holds(self, event: Event) -> bool | None:
         """Return whether all keys hold; None if that isn't known, because the event lacks a fact."""
-        result: bool | None = True
-        for _, fact, wanted, _ in self._tests:
-            value = fact(event)
-            if value is UNKNOWN:
-                result = None
-            elif not wanted(value):
-                return False
-        return result
+        return all_hold(self._tests, event)
 
     def test(self, event: Event) -> Outcome:
         """Return whether all keys hold, and why."""
@@ -294,8 +303,8 @@ class Outcome:
         return _matched(self.matcher)
 
 
-_Candidate = tuple[T, bool]
-"""An entry's value, and True if nothing has to be tested beside the phase and the key by which the matcher is found."""
+_Candidate = tuple[T, tuple[KeyTest, ...]]
+"""An entry's value, and the tests that remain: all but those of the phase and of the key by which the matcher is found."""
 _Table = dict[tuple[str, str, str], list[tuple[int, _Candidate[T]]]]
 """Mapping from a key, one of its values and a phase to candidates, each with its place among all entries."""
 _ANY = frozenset({""})
@@ -317,7 +326,7 @@ class Index(Generic[T]):
             phases = [phase.value for phase in set(matcher.phase) or Phase]
             exact = ((key, texts) for key in _INDEXED if (texts := matcher.exact(key)) is not None)
             key, texts = next(exact, ("", _ANY))
-            entry = (place, (value, {"phase", key}.issuperset(matcher.tested)))
+            entry = (place, (value, matcher.tests_beside("phase", key)))
             _add(self._entries, key, texts, phases, entry)
             if key in _NAMES:
                 _add(self._if_unknown, key, matcher.exact("project") or _ANY, phases, entry)
@@ -326,7 +335,7 @@ class Index(Generic[T]):
     def candidates(self, event: Event) -> list[_Candidate[T]]:
         """Return the values of the matchers that may hold, in the order of the entries. None of the others holds.
 
-        True beside a value: the matcher holds, and need not be tested.
+        A matcher holds if the event passes the tests beside its value (`all_hold`).
         """
         phase, entries = event.phase.value, self._entries
         keys = [("project", event.execution.project, phase), ("", "", phase)]

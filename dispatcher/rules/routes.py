@@ -6,11 +6,11 @@ All routes that match an event apply, in the order of their files and lines, unt
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 
 from dispatcher.model.event import Event
 from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES
-from dispatcher.rules.matcher import Index, Matcher
+from dispatcher.rules.matcher import Index, Matcher, all_hold
 from dispatcher.rules.rule import Considered, Rule
 
 MAX_NEAR_MISSES = 10
@@ -88,8 +88,8 @@ class RouteBook:
         stopped: list[Route] = []
         recipients = left_out = 0
         stopped_by = ""
-        for route, holds in candidates:
-            if not (holds or route.match.holds(event)):
+        for route, tests in candidates:
+            if tests and not all_hold(tests, event):
                 missed.append(route)
             elif stopped_by:
                 stopped.append(route)
@@ -105,8 +105,10 @@ class RouteBook:
 
     def needs_flyte_admin(self, event: Event) -> bool:
         """True if it depends on a fact that the event lacks whether a route matches."""
-        candidates = (route for route, holds in self._index.candidates(event) if not holds)
-        return any(route.match.holds(event) is None for route in chain(candidates, self._index.undecidable(event)))
+        found, undecidable = self._index.candidates(event), self._index.undecidable(event)
+        return any(all_hold(tests, event) is None for _, tests in found) or any(
+            route.match.holds(event) is None for route in undecidable
+        )
 
 
 def _only_miss(match: Matcher, event: Event) -> str:

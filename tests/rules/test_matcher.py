@@ -17,7 +17,7 @@ from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.rules.key_tests import MAX_EXPRESSION_STEPS, SEARCHED
-from dispatcher.rules.matcher import Index, Matcher
+from dispatcher.rules.matcher import Index, Matcher, all_hold
 from tests.support.builders import NOW, a_launch_plan, an_event, an_execution
 
 UNKNOWN = "unknown"
@@ -160,12 +160,12 @@ def test_the_index_leaves_out_only_what_does_not_hold(
     matchers = [Matcher.model_validate(one) for one in data]
     index = Index([(matcher, place) for place, matcher in enumerate(matchers)])
     for event, _ in found:
-        candidates, undecidable = index.candidates(event), {*index.undecidable(event)}
-        assert candidates == sorted(set(candidates))
+        candidates, undecidable = dict(index.candidates(event)), {*index.undecidable(event)}
+        assert [*candidates] == sorted(place for place, _ in index.candidates(event))
         for place, matcher in enumerate(matchers):
-            if (place, True) in candidates:
-                assert matcher.holds(event)
-            elif (place, False) not in candidates:
+            if place in candidates:
+                assert all_hold(candidates[place], event) is matcher.holds(event)
+            else:
                 assert not matcher.holds(event)
                 assert matcher.holds(event) is False or place in undecidable
 
@@ -177,11 +177,13 @@ def test_among_10_000_exact_matchers_an_event_has_few_candidates() -> None:
 
     index = Index([(a_matcher(**keys(place)), place) for place in range(10_000)])
     hit = an_event(launch_plan=a_launch_plan("lp8"))
-    assert index.candidates(hit) == [(place, False) for place in range(8, 10_000, 200)]
+    candidates = index.candidates(hit)
+    assert [place for place, _ in candidates] == [*range(8, 10_000, 200)]
+    assert [test.key for test in candidates[0][1]] == ["domain"]
     assert index.candidates(an_event(launch_plan=a_launch_plan("other"))) == []
     assert index.candidates(an_event(Phase.ABORTED, launch_plan=a_launch_plan("lp8"))) == []
     in_project = an_event().model_copy(update={"execution": an_execution(project="p3"), "looked_up": True})
-    assert index.candidates(in_project) == [(place, False) for place in range(3, 10_000, 50)]
+    assert [place for place, _ in index.candidates(in_project)] == [*range(3, 10_000, 50)]
     assert index.candidates(an_event()) == []
     assert len({*index.undecidable(an_event())}) == 5000
 
