@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.model.event import Event, Options
@@ -168,6 +168,7 @@ def a_route_book(written: list[dict[str, Any]]) -> RouteBook:
 
 
 @given(events, st.none() | flytes_rules, routes, answers)
+@settings(max_examples=400)
 def test_a_decision_with_routes_is_that_of_the_model(
     event: Event, plan: list[Rule] | None, routes: list[dict[str, Any]], admin: Any
 ) -> None:
