@@ -15,8 +15,13 @@ def no_such(what: str, given: str, names: Iterable[str]) -> str:
 
     `what`: what the name was meant to be, such as `channel`. The case of letters is ignored.
     """
+    return f"{there_is_no(what, given)}: {nearest(given, names)}"
+
+
+def there_is_no(what: str, given: str) -> str:
+    """Return the sentence of `no_such` without the names. Finding the nearest of a thousand names takes 0.1 s."""
     shown = given if len(given) <= _LONGEST else f"{given[:_LONGEST]}…"
-    return f"there is no {what} {shown!r}: {nearest(given, names)}"
+    return f"there is no {what} {shown!r}"
 
 
 def nearest(given: str, names: Iterable[str]) -> str:

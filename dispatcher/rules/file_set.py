@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -44,6 +45,8 @@ class Content(Generic[Entry]):
     problems: tuple[Problem, ...] = ()
     keeps: bool = False
     """True if some entries come from the file's last content, because the new ones are invalid."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """How much the file has of each thing that `FileFormat.limits` limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class FileFormat(Generic[Entry]):
     read: Callable[[RuleFile, tuple[Entry, ...]], Content[Entry]]
     """Returns what a file means. The second argument are the file's last valid entries. Raises Malformed for a file that
     means nothing."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Mapping from a thing, such as `routes`, to how many of it all files together may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class LoadedFile(Generic[Entry]):
     content: Content[Entry]
     digest: bytes
     """A hash of the bytes that the entries come from; empty if the file never had valid content."""
+    refused_at: Mapping[str, int] | None = field(default=None, compare=False)
+    """How much all files had when there was no room for this file; else None. It is read again once that changes."""
 
 
 @dataclass(slots=True)
@@ -91,25 +98,36 @@ class FileSet(Generic[Entry]):
         found = _find(self.roots, self.format.largest)
         kept = {path: file for path, file in self.loaded.items() if any(map(path.is_relative_to, found.unreadable))}
         paths = sorted({**kept, **found.files}, key=lambda path: (self._root(path), path))
-        loaded = {path: self._read(path) if path in found.files else kept[path] for path in paths}
+        sizes: Counter[str] = Counter()
+        for path in paths:
+            if path in self.loaded:
+                sizes.update(self.loaded[path].content.sizes)
+        loaded = {path: self._read(path, sizes) if path in found.files else kept[path] for path in paths}
         problems = (*found.problems, *(problem for file in loaded.values() for problem in file.content.problems))
         if before == (loaded, problems):
             return False
         self.loaded, self.problems = loaded, problems
         return True
 
-    def _read(self, path: Path) -> LoadedFile[Entry]:
+    def _read(self, path: Path, sizes: Counter[str]) -> LoadedFile[Entry]:
+        """Return the file's content, or its last valid one. `sizes`: how much all files have, which is kept up to date."""
         before = self.loaded.get(path)
-        entries, digest = (before.content.entries, before.digest) if before is not None else ((), b"")
+        last: Content[Entry] = before.content if before is not None else Content()
+        digest = before.digest if before is not None else b""
         stamp: tuple[int, ...] = ()
+        refused_at = None
         try:
             status = path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if before is not None and before.stamp == stamp:
+            if before is not None and before.stamp == stamp and before.refused_at in (None, sizes):
                 return before
             file = RuleFile(path, self._folders(path), _bytes(path, status, self.format.largest[path.suffix]))
-            content = self.format.read(file, entries)
-            return LoadedFile(stamp, content, _digest(file, digest if content.keeps else b""))
+            content = self.format.read(file, last.entries)
+            others = {thing: sizes[thing] - last.sizes.get(thing, 0) for thing in self.format.limits}
+            if not (excess := self._excess(others, content)):
+                sizes.update({thing: others[thing] + content.sizes[thing] - sizes[thing] for thing in others})
+                return LoadedFile(stamp, content, _digest(file, digest if content.keeps else b""))
+            refused_at, problem = dict(sizes), Problem(path, 1, excess)
         except OSError as error:  # without a stamp, the file is read again at the next load
             stamp, problem = (), Problem(path, 0, _reason(error))
         except Malformed as error:
@@ -117,7 +135,14 @@ class FileSet(Generic[Entry]):
         except Exception as error:  # a bug with one file must not stop the other files
             log.error("a rule file could not be read", file=readable(path), exc_info=error)
             problem = Problem(path, 0, f"internal error: {type(error).__name__}; see the log")
-        return LoadedFile(stamp, Content(entries, (problem,), keeps=True), digest)
+        return LoadedFile(stamp, replace(last, problems=(problem,), keeps=True), digest, refused_at)
+
+    def _excess(self, others: Mapping[str, int], content: Content[Entry]) -> str:
+        """Return why there is no room for a file's content; an empty text if there is. `others`: what other files have."""
+        for thing, limit in self.format.limits.items():
+            if others[thing] + content.sizes[thing] > limit:
+                return f"with this file, all files would have more than {limit:,} {thing}, so it is left out"
+        return ""
 
     def _folders(self, path: Path) -> tuple[str, ...]:
         folders = path.relative_to(self.roots[self._root(path)]).parts[:-1]

@@ -11,16 +11,22 @@ from typing import Any, NamedTuple
 
 from dispatcher.rules.facts import FACTS, Fact
 
-MAX_EXPRESSION_MEMORY = 2**20
+MAX_EXPRESSION_MEMORY = 2**18
 """Maximum number of bytes of a compiled regular expression and its states. Most need a few thousand."""
 MAX_EXPRESSION_STEPS = 2000
 """Maximum number of instructions of a compiled regular expression. A search takes at most about this number of steps for
 each byte."""
 SEARCHED = 16 * 1024
 """A regular expression is searched for in this many characters of an error message's beginning, and of its end."""
+MAX_GLOB_CHARACTERS = 10_000
+"""Maximum number of characters of the patterns of one key that have `*`, `?` or `[`. Compiling them takes 0.1 s."""
+SEEN = 256
+"""Of a longer text than twice this number of characters, patterns with `*`, `?` or `[` see this many characters of its
+beginning, and of its end. Flyte's names have fewer; a label of another workflow engine may have megabytes."""
 _SHOWN = 60
 """Maximum number of characters of a value in a reason."""
 _SHOWN_PATTERNS = 5
+GLOB_CHARACTERS_PER_PATTERN = 10
 
 
 class KeyTest(NamedTuple):
@@ -33,6 +39,10 @@ class KeyTest(NamedTuple):
     """Returns something true if the fact is as the key wants it. Not called if the fact is UNKNOWN."""
     missed: Callable[[Any], str]
     """Returns a sentence about a fact that is not as the key wants it."""
+    patterns: int = 1
+    """The number of its patterns. A long one with `*`, `?` or `[` counts more often."""
+    steps: int = 0
+    """The number of instructions of its regular expression."""
 
 
 def text_test(key: str, fact: Fact, patterns: tuple[str, ...]) -> KeyTest:
@@ -41,16 +51,34 @@ def text_test(key: str, fact: Fact, patterns: tuple[str, ...]) -> KeyTest:
     def missed(value: str | None) -> str:
         return f"{key} is {shown(value)}, not {_alternatives(patterns)}"
 
-    return KeyTest(key, fact, _accepts(patterns), missed)
+    size = (
+        len(patterns) + sum([len(pattern) for pattern in patterns if is_glob(pattern)]) // GLOB_CHARACTERS_PER_PATTERN
+    )
+    return KeyTest(key, fact, _accepts(patterns), missed, size)
 
 
 @lru_cache(maxsize=10_000)  # many matchers have the same patterns, and compiling one takes some 100 microseconds
 def _accepts(patterns: tuple[str, ...]) -> Callable[[str | None], object]:
-    """Return the function that says whether one of the patterns matches a text. None, an absent text, matches none."""
-    if not any(map(is_glob, patterns)):
+    """Return the function that says whether one of the patterns matches a text. None, an absent text, matches none.
+
+    Raises ValueError if the patterns are too long.
+    """
+    globs = [pattern for pattern in patterns if is_glob(pattern)]
+    if not globs:
         return patterns.__contains__ if len(patterns) < 5 else frozenset(patterns).__contains__
-    matches = re.compile("|".join(map(translate, patterns))).match
-    return lambda text: text is not None and matches(text)
+    if sum(map(len, globs)) > MAX_GLOB_CHARACTERS:
+        raise ValueError(f"its patterns with *, ? or [ may have {MAX_GLOB_CHARACTERS:,} characters together")
+    plain = frozenset(patterns).difference(globs)
+    matches = re.compile("|".join(map(translate, globs))).match
+
+    def accepts(text: str | None) -> object:
+        return text is not None and (text in plain or matches(_seen(text)))
+
+    return accepts
+
+
+def _seen(text: str) -> str:
+    return text if len(text) <= 2 * SEEN else text[:SEEN] + text[-SEEN:]
 
 
 def is_glob(pattern: str) -> bool:
@@ -88,17 +116,20 @@ def duration_test(longer_than: timedelta | None, shorter_than: timedelta | None)
 
 def message_test(expression: str) -> KeyTest:
     """Test that the error's message has a part that matches the regular expression."""
-    search = compiled(expression)
+    search, steps = compiled(expression)
 
     def missed(message: str | None) -> str:
         return f"error.message {'is absent, not' if message is None else 'does not match'} {shown(expression)}"
 
-    return KeyTest("error.message", FACTS["error.message"], lambda text: text is not None and search(text), missed)
+    def wanted(message: str | None) -> bool:
+        return message is not None and search(message)
+
+    return KeyTest("error.message", FACTS["error.message"], wanted, missed, steps=steps)
 
 
 @lru_cache(maxsize=10_000)
-def compiled(expression: str) -> Callable[[str], bool]:
-    """Return the function that searches for a regular expression in a text, in linear time.
+def compiled(expression: str) -> tuple[Callable[[str], bool], int]:
+    """Return the function that searches for a regular expression in a text, in linear time, and its number of steps.
 
     Raises ValueError if RE2 can't read the expression, or if a search could take too long.
     """
@@ -117,13 +148,13 @@ def compiled(expression: str) -> Callable[[str], bool]:
         parts = [text] if len(text) <= 2 * SEARCHED else [text[:SEARCHED], text[-SEARCHED:]]
         return any(found.search(part.encode(errors="replace")) for part in parts)
 
-    return search
+    return search, found.programsize
 
 
 def _words(error: Exception) -> str:
     """Return the words of an error of re2, which has bytes in place of text."""
     (words,) = error.args
-    return words.decode(errors="replace") if isinstance(words, bytes) else str(words)
+    return shown(words.decode(errors="replace") if isinstance(words, bytes) else words)
 
 
 def shown(value: object) -> str:

@@ -16,7 +16,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from dispatcher.model.event import MODES, Event
 from dispatcher.model.phase import Phase
@@ -60,6 +60,13 @@ def _texts(value: Any) -> Any:
     return _as_list(value)
 
 
+def _few_labels(value: Any) -> Any:
+    """Refuse too many labels before each of them is validated."""
+    if isinstance(value, dict) and len(value) > MAX_LABELS:
+        raise ValueError(f"must have at most {MAX_LABELS} labels, not {len(value):,}")
+    return value
+
+
 def _phase(value: Any) -> Phase:
     phase = Phase.parse(value)
     if not phase.terminal:
@@ -82,15 +89,23 @@ _Texts = BeforeValidator(_texts)
 _Pattern = Annotated[str, Field(min_length=1, max_length=MAX_PATTERN)]
 _LabelPattern = Annotated[str, Field(max_length=MAX_PATTERN)]
 _Size = Field(min_length=1, max_length=MAX_PATTERNS)
+_ToFirstMistake = FailFast()
+"""Lists end at their first mistake, because a file may have a million of them."""
 
-Patterns = Annotated[tuple[_Pattern, ...], _Texts, _Size]
+Patterns = Annotated[tuple[_Pattern, ...], _ToFirstMistake, _Texts, _Size]
 """One pattern, or a list of patterns, at least one of which must match. In a pattern `*` matches any text, `?` one
 character, and `[ab]` the letter a or b. Upper and lower case differ."""
-Phases = Annotated[tuple[Annotated[Phase, BeforeValidator(_phase)], ...], BeforeValidator(_as_list), _Size]
-_LabelPatterns = Annotated[tuple[_LabelPattern, ...], _Texts, _Size]
-_Labels = Annotated[Mapping[_Pattern, _LabelPatterns], Field(min_length=1, max_length=MAX_LABELS)]
-_Modes = Annotated[tuple[Annotated[_Pattern, AfterValidator(partial(_one_of, MODES))], ...], _Texts, _Size]
-_Kinds = Annotated[tuple[Annotated[_Pattern, AfterValidator(partial(_one_of, _ERROR_KINDS))], ...], _Texts, _Size]
+Phases = Annotated[
+    tuple[Annotated[Phase, BeforeValidator(_phase)], ...], _ToFirstMistake, BeforeValidator(_as_list), _Size
+]
+_LabelPatterns = Annotated[tuple[_LabelPattern, ...], _ToFirstMistake, _Texts, _Size]
+_Labels = Annotated[Mapping[_Pattern, _LabelPatterns], Field(min_length=1), BeforeValidator(_few_labels)]
+_Modes = Annotated[
+    tuple[Annotated[_Pattern, AfterValidator(partial(_one_of, MODES))], ...], _ToFirstMistake, _Texts, _Size
+]
+_Kinds = Annotated[
+    tuple[Annotated[_Pattern, AfterValidator(partial(_one_of, _ERROR_KINDS))], ...], _ToFirstMistake, _Texts, _Size
+]
 
 
 class _Keys(BaseModel):
@@ -143,7 +158,7 @@ class DurationKeys(_Keys):
 def all_hold(tests: Iterable[KeyTest], event: Event) -> bool | None:
     """Return whether an event passes all tests; None if that isn't known, because it lacks a fact."""
     result: bool | None = True
-    for _, fact, wanted, _ in tests:
+    for _, fact, wanted, *_ in tests:
         value = fact(event)
         if value is UNKNOWN:
             result = None
@@ -203,6 +218,16 @@ class Conditions(_Keys):
         """The keys that are given, as files write them."""
         return frozenset(key.partition(".")[0] for key in self.tested)
 
+    @property
+    def patterns(self) -> int:
+        """The number of its patterns, as `KeyTest` counts them."""
+        return sum([test.patterns for test in self._tests])
+
+    @property
+    def steps(self) -> int:
+        """The number of instructions of its regular expressions."""
+        return sum([test.steps for test in self._tests])
+
     def holds(self, event: Event) -> bool | None:
         """Return whether all keys hold; None if that isn't known, because the event lacks a fact."""
         return all_hold(self._tests, event)
@@ -261,7 +286,9 @@ class Matcher(Conditions):
         yield from super()._make_tests()
         if self.not_ is not None:
             reason = _matched(self.not_)
-            yield KeyTest("not", partial(_holds, self.not_), operator.not_, lambda _: f"excluded by not: {reason}")
+            missed = f"excluded by not: {reason}"
+            size = self.not_.patterns, self.not_.steps
+            yield KeyTest("not", partial(_holds, self.not_), operator.not_, lambda _: missed, *size)
 
     def unknown(self, event: Event) -> tuple[str, ...]:
         keys = super().unknown(event)

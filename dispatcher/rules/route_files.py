@@ -6,17 +6,17 @@ line; the other routes of the file still apply, and so does the last valid route
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from dispatcher.model.notification import CHANNEL_FIELDS, MAX_RECIPIENTS, Notification
 from dispatcher.model.severity import Severity
-from dispatcher.parsing.nearest import no_such
+from dispatcher.parsing.nearest import nearest, there_is_no
 from dispatcher.parsing.scalars import why_not_text
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.parsing.yaml import MAX_BYTES, Document, Malformed, Problem, decoded, parse, readable
@@ -27,6 +27,14 @@ from dispatcher.rules.rule import Rule
 
 MAX_ROUTES = 100_000
 """Maximum number of routes in all files."""
+MAX_PARTS = 1_000_000
+"""Maximum number of patterns and recipients of the routes in all files: they take about 300 MB."""
+MAX_STEPS = 100_000
+"""Maximum number of instructions of the regular expressions in all files. Most expressions have less than 50."""
+MAX_HINTS = 20
+"""In so many messages about a file, an unknown name comes with the nearest ones, because finding these takes long."""
+ROUTES, PARTS, STEPS = "routes", "patterns and recipients in routes", "steps in the regular expressions of routes"
+"""The things that are limited, in words."""
 MAX_NAME = 100
 """Maximum number of characters of a route's name."""
 _TO_CONTACTS = ""
@@ -61,7 +69,7 @@ def _listed(recipients: Any) -> Any:
     return [recipients] if isinstance(recipients, str) else recipients
 
 
-_Recipients = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+_Recipients = Annotated[tuple[str, ...], FailFast(), BeforeValidator(_listed)]
 
 
 class _RouteText(BaseModel):
@@ -75,6 +83,7 @@ class _RouteText(BaseModel):
     match: Matcher
     notify: Annotated[
         tuple[Annotated[Mapping[str, _Recipients], BeforeValidator(_entry)], ...],
+        FailFast(),
         Field(min_length=1, max_length=MAX_RECIPIENTS),
     ]
     severity: Severity | None = None
@@ -83,16 +92,17 @@ class _RouteText(BaseModel):
 
 
 class _Refused(Exception):
-    """A route is invalid. `at`: where in the route."""
+    """A route is invalid. `at`: where in the route. `hint`: returns what comes after the message."""
 
-    def __init__(self, message: str, at: tuple[str | int, ...] = ()) -> None:
+    def __init__(self, message: str, at: tuple[str | int, ...] = (), hint: Callable[[], str] | None = None) -> None:
         super().__init__(message)
-        self.at = at
+        self.at, self.hint = at, hint
 
 
 def route_format(names: Names) -> FileFormat[LoadedRoute]:
     """Return the format of files with routes. `names`: what the routes can refer to."""
-    return FileFormat({".yaml": MAX_BYTES, ".yml": MAX_BYTES, ".json": MAX_BYTES}, partial(_read, names))
+    limits = {ROUTES: MAX_ROUTES, PARTS: MAX_PARTS, STEPS: MAX_STEPS}
+    return FileFormat({".yaml": MAX_BYTES, ".yml": MAX_BYTES, ".json": MAX_BYTES}, partial(_read, names), limits)
 
 
 def _read(names: Names, file: RuleFile, before: tuple[LoadedRoute, ...]) -> Content[LoadedRoute]:
@@ -102,7 +112,7 @@ def _read(names: Names, file: RuleFile, before: tuple[LoadedRoute, ...]) -> Cont
     """
     old = {route.name: (route, line) for route, line in before}
     routes: list[LoadedRoute] = []
-    problems = []
+    problems: list[Problem] = []
     kept: set[str] = set()
     for document in parse(decoded(file.content), json=file.path.suffix == ".json"):
         for index, item in enumerate(_items(document)):
@@ -113,13 +123,26 @@ def _read(names: Names, file: RuleFile, before: tuple[LoadedRoute, ...]) -> Cont
                 name = item.get("name") if isinstance(item, dict) else None
                 shown = f"route {name[:MAX_NAME]!r}: " if isinstance(name, str) else f"route {index + 1}: "
                 at = document.line_of(("routes", index, *error.at))
-                problems.append(Problem(file.path, at, f"{shown}{error}"))
+                hint = f": {error.hint()}" if error.hint is not None and len(problems) < MAX_HINTS else ""
+                problems.append(Problem(file.path, at, f"{shown}{error}{hint}"))
                 kept |= {name} if isinstance(name, str) else old.keys()
                 if isinstance(name, str) and name in old:
                     routes.append(old[name])
     named = {route.name for route, _ in routes}
     missing = [entry for name, entry in old.items() if name in kept - named]
-    return Content((*routes, *missing), tuple(problems), keeps=not kept.isdisjoint(old))
+    entries = (*routes, *missing)
+    return Content(entries, tuple(problems), keeps=not kept.isdisjoint(old), sizes=_sizes(entries))
+
+
+def _sizes(entries: Sequence[LoadedRoute]) -> dict[str, int]:
+    """Return how much the routes have of each thing that is limited."""
+    routes = [route for route, _ in entries]
+    recipients = sum([len(rule.notification.recipients) for route in routes for rule in route.rules])
+    return {
+        ROUTES: len(routes),
+        PARTS: recipients + sum([route.match.patterns for route in routes]),
+        STEPS: sum([route.match.steps for route in routes]),
+    }
 
 
 def _items(document: Document) -> list[Any]:
@@ -168,10 +191,12 @@ def _route(item: Any, defined_at: str, names: Names) -> Route:
 def _check(channel: str, recipients: tuple[str, ...], names: Names, at: tuple[str | int, ...]) -> None:
     """Raise _Refused if an entry of `notify` names a contact or a channel that does not exist."""
     if channel != _TO_CONTACTS and channel not in names.channels:
-        raise _Refused(f"notify: {no_such('channel', channel, names.channels)}", (*at, channel))
+        no_channel = f"notify: {there_is_no('channel', channel)}"
+        raise _Refused(no_channel, (*at, channel), partial(nearest, channel, names.channels))
     for recipient in recipients if channel == _TO_CONTACTS else ():
         if recipient not in names.contacts:
-            raise _Refused(f"notify: {no_such('contact', recipient, names.contacts)}", at)
+            no_contact = f"notify: {there_is_no('contact', recipient)}"
+            raise _Refused(no_contact, at, partial(nearest, recipient, names.contacts))
 
 
 def in_order(files: Mapping[Path, LoadedFile[LoadedRoute]]) -> tuple[RouteBook, list[Problem]]:
@@ -184,8 +209,4 @@ def in_order(files: Mapping[Path, LoadedFile[LoadedRoute]]) -> tuple[RouteBook, 
             if first is not route:
                 message = f"route {route.name!r}: {first.defined_at} has this name already: choose another"
                 clashes.append(Problem(path, line, message))
-            elif len(routes) > MAX_ROUTES:
-                del routes[route.name]
-                clashes.append(Problem(path, line, f"more than {MAX_ROUTES:,} routes: the others are left out"))
-                return RouteBook(tuple(routes.values())), clashes
     return RouteBook(tuple(routes.values())), clashes

@@ -352,6 +352,32 @@ def test_a_long_message_is_searched_at_its_beginning_and_its_end() -> None:
         assert matcher.holds(an_event(error=ExecutionError(message=message))) is holds
 
 
+@pytest.mark.parametrize("pattern", [f"*{'a' * 900}b*", f"*{'[a-z]' * 180}b*", "*a" * 450 + "b", "*" * 900 + "b"])
+def test_patterns_end_soon_on_a_label_of_a_megabyte(pattern: str) -> None:
+    matcher = a_matcher(labels={"team": [pattern] * 10})
+    event = an_event(labels={"team": "a" * 1_000_000})
+    started = time.process_time()
+    assert matcher.holds(event) is False
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "holds"), [("aa*zz", True), ("*", True), ("a*", True), ("*z", True), ("*m*", False), ("[!a]*", False)]
+)
+def test_patterns_see_the_beginning_and_the_end_of_a_long_text(pattern: str, holds: bool) -> None:
+    text = "a" * 300 + "m" + "z" * 300
+    assert a_matcher(version=pattern).holds(an_event(launch_plan=entity("lp", text))) is holds
+    assert a_matcher(version=[text, "x*"]).holds(an_event(launch_plan=entity("lp", text))) is True
+
+
+@pytest.mark.parametrize("key", ["project", "phase", "mode"])
+def test_a_list_is_read_to_its_first_mistake(key: str) -> None:
+    """Listing the mistakes of a list of a million takes gigabytes."""
+    with pytest.raises(ValidationError) as caught:
+        Matcher.model_validate({key: [1] * 900})
+    assert caught.value.error_count() == 1
+
+
 def test_what_a_matcher_says_of_itself() -> None:
     matcher = a_matcher(
         project=["a", "b"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from pathlib import Path
 
@@ -208,12 +209,77 @@ def test_the_version_is_that_of_the_contents_in_effect(tmp_path: Path) -> None:
     differs(changed=False)
 
 
-def test_too_many_routes_are_refused_and_the_first_ones_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dispatcher.rules.route_files.MAX_ROUTES", 3)
-    (tmp_path / "a.yaml").write_text("routes:\n" + "".join(a_route(f"r{number}") for number in range(5)))
+@pytest.mark.parametrize(
+    ("limit", "change", "words"),
+    [
+        ("MAX_ROUTES", "", "3 routes"),
+        ("MAX_PARTS", "phase: FAILED, project: [" + "p," * 95 + "]", "100 patterns and recipients in routes"),
+        ("MAX_PARTS", "phase: FAILED, not: {project: '*" + "p" * 950 + "'}", "100 patterns and recipients in routes"),
+        ("MAX_STEPS", "phase: FAILED, error: {message: 'x{60}'}", "100 steps in the regular expressions of routes"),
+    ],
+)
+def test_a_file_for_which_there_is_no_room_is_left_out_and_the_old_ones_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, change: str, words: str
+) -> None:
+    monkeypatch.setattr(f"dispatcher.rules.route_files.{limit}", int(words.split(maxsplit=1)[0]))
+    old, new = (f"routes:\n{a_route(f'{name}-1')}{a_route(f'{name}-2')}" for name in ("old", "new"))
+    (tmp_path / "b.yaml").write_text(old.replace("phase: FAILED", change or "phase: FAILED", 1))
     files = loaded(tmp_path)
-    assert names(files) == ["r0", "r1", "r2"]
-    assert problems(files) == ["a.yaml:5: more than 3 routes: the others are left out"]
+    (tmp_path / "a.yaml").write_text(new.replace("phase: FAILED", change or "phase: FAILED", 1))
+    for _ in range(2):
+        files.load()
+        assert names(files) == ["old-1", "old-2"], "a new file displaces no old one, wherever its path stands"
+        assert problems(files) == [
+            f"a.yaml:1: with this file, all files would have more than {words}, so it is left out"
+        ]
+    assert not files.load(), "a file that is left out is not read again and again"
+
+    (tmp_path / "b.yaml").write_text("routes: []")
+    files.load()
+    files.load()
+    assert (names(files), problems(files)) == (["new-1", "new-2"], []), "there is room now"
+
+
+HOSTILE = {
+    "mistakes": "routes:\n" + a_route("x").replace("FAILED", "FAILED, project: [" + "1," * 20_000 + "]"),
+    "labels": "routes:\n"
+    + a_route("x").replace("FAILED", f"FAILED, labels: {{{', '.join(f'k{at}: x' for at in range(5000))}}}"),
+    "a label of 100 kB": "routes:\n" + a_route("x").replace("FAILED", f"FAILED, labels: {{team: {'x' * 100_000}}}"),
+    "recipients": "routes:\n" + a_route("x").replace("ml-team", "1," * 20_000),
+    "addresses": "routes:\n" + a_route("x").replace("ml-team", "{email: [" + "1," * 20_000 + "]}"),
+    "an address of 100 kB": "routes:\n" + a_route("x").replace("ml-team", f"{{email: {'x' * 100_000}}}"),
+    "globs": "routes:\n" + a_route("x").replace("FAILED", "FAILED, project: [" + f"'*{'a' * 900}'," * 20 + "]"),
+    "an expression": "routes:\n" + a_route("x").replace("FAILED", "FAILED, error: {message: '" + "(" * 1000 + "'}"),
+    "a cycle": "routes:\n" + a_route("x").replace("{phase", "&m {not: *m, phase"),
+    "depth": "routes:\n" + a_route("x").replace("ml-team", "[" * 100 + "]" * 100),
+    "a name of 100 kB": "routes:\n" + a_route("x").replace("ml-team", "x" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_in_one_sentence_and_the_old_route_holds(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.yaml").write_text("routes:\n" + a_route("x"))
+    files = loaded(tmp_path)
+    (tmp_path / "a.yaml").write_text(HOSTILE[name])
+    files.load()
+    (problem,) = problems(files)
+    assert re.match(r"a\.yaml:[12]: ", problem)
+    assert len(problem) < 400
+    assert "\n" not in problem
+    assert names(files) == ["x"]
+
+
+def test_very_many_misspelt_contacts_are_refused_soon(tmp_path: Path) -> None:
+    contacts = Names({f"team-{number}-contact": 1 for number in range(200)})
+    lines = [a_route(f"r{number}").replace("ml-team", f"taem-{number}-contact") for number in range(1000)]
+    (tmp_path / "a.yaml").write_text("routes:\n" + "".join(lines))
+    files = RuleFiles((), [tmp_path], contacts)
+    began = time.process_time()
+    files.load()
+    assert time.process_time() - began < 5, "finding the nearest names for all of them would take 20 s"
+    assert len(files.problems) == 1000
+    assert "did you mean team-0-contact" in files.problems[0].message
+    assert files.problems[-1].message.endswith("there is no contact 'taem-999-contact'")
 
 
 async def test_10_000_routes_are_reloaded_while_the_event_loop_goes_on(tmp_path: Path) -> None:
