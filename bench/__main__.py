@@ -43,6 +43,7 @@ ORDER = (
     "latency",
     "memory",
     "scale",
+    "routes",
     "growth",
     "console",
     "start",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import tzinfo
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -99,11 +99,10 @@ class Contacts:
             listed = [*contacts[name].recipients]
             for other in contacts[name].include:
                 listed += self._expanded.get(other, ())
-            self._expanded[name] = tuple(
-                {(channel, one.casefold()): (channel, one) for channel, one in listed}.values()
-            )
-            if (number := len(self._expanded[name])) > MAX_RECIPIENTS:
-                yield f"contacts.{name}: it has {number:,} recipients: a contact may have {MAX_RECIPIENTS:,}"
+            each_once = {(channel, one.casefold()): (channel, one) for channel, one in listed}.values()
+            self._expanded[name] = tuple(islice(each_once, MAX_RECIPIENTS))
+            if len(each_once) > MAX_RECIPIENTS:
+                yield f"contacts.{name}: it has {len(each_once):,} recipients: a contact may have {MAX_RECIPIENTS:,}"
 
     def _resolve_all(self, contacts: Mapping[str, Contact], find_target: FindTarget) -> Iterator[str]:
         """Find out which addresses have which options, and yield the problems."""

@@ -145,8 +145,9 @@ def compiled(expression: str) -> tuple[Callable[[str], bool], int]:
         raise ValueError(r"an expression that takes too long: use smaller repetitions {m,n}, or fewer \p{…}")
 
     def search(text: str) -> bool:
-        parts = [text] if len(text) <= 2 * SEARCHED else [text[:SEARCHED], text[-SEARCHED:]]
-        return any(found.search(part.encode(errors="replace")) for part in parts)
+        if len(text) <= 2 * SEARCHED:
+            return found.search(text.encode(errors="replace")) is not None
+        return search(text[:SEARCHED]) or search(text[-SEARCHED:])
 
     return search, found.programsize
 

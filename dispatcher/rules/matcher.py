@@ -167,6 +167,12 @@ def all_hold(tests: Iterable[KeyTest], event: Event) -> bool | None:
     return result
 
 
+def missed_tests(tests: Iterable[KeyTest], event: Event) -> tuple[str, ...]:
+    """Return a sentence for each test that an event does not pass."""
+    values = [(test, test.fact(event)) for test in tests]
+    return tuple([test.missed(value) for test, value in values if value is not UNKNOWN and not test.wanted(value)])
+
+
 class Conditions(_Keys):
     """Keys that must all hold for an event."""
 
@@ -246,11 +252,7 @@ class Conditions(_Keys):
 
     def missed(self, event: Event) -> tuple[str, ...]:
         """Return a sentence for each key that does not hold, such as `domain is staging, not production`."""
-        return tuple(
-            test.missed(value)
-            for test in self._tests
-            if (value := test.fact(event)) is not UNKNOWN and not test.wanted(value)
-        )
+        return missed_tests(self._tests, event)
 
     def unknown(self, event: Event) -> tuple[str, ...]:
         """Return the keys whose facts the event lacks."""

@@ -5,12 +5,14 @@ All routes that match an event apply, in the order of their files and lines, unt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from dispatcher.model.event import Event
 from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES
-from dispatcher.rules.matcher import Index, Matcher, all_hold
+from dispatcher.rules.key_tests import KeyTest
+from dispatcher.rules.matcher import Index, Matcher, all_hold, missed_tests
 from dispatcher.rules.rule import Considered, Rule
 
 MAX_NEAR_MISSES = 10
@@ -84,13 +86,13 @@ class RouteBook:
         if not candidates and not undecidable:
             return NO_ROUTES
         matched: list[Route] = []
-        missed = list(islice(undecidable, MAX_EXAMINED))
+        missed = [(route, route.match.tests_beside()) for route in islice(undecidable, MAX_EXAMINED)]
         stopped: list[Route] = []
         recipients = left_out = 0
         stopped_by = ""
         for route, tests in candidates:
             if tests and not all_hold(tests, event):
-                missed.append(route)
+                missed.append((route, tests))
             elif stopped_by:
                 stopped.append(route)
             elif left_out or len(matched) == MAX_RULES or recipients + route.recipients > MAX_RECIPIENTS:
@@ -100,8 +102,12 @@ class RouteBook:
                 recipients += route.recipients
                 stopped_by = route.name if route.stop else ""
         near = [NearMiss(one, f"route {stopped_by} stops before it") for one in stopped[:MAX_NEAR_MISSES]]
-        near += [NearMiss(one, reason) for one in missed[:MAX_EXAMINED] if (reason := _only_miss(one.match, event))]
-        return Routing(tuple(matched), tuple(near[:MAX_NEAR_MISSES]), left_out)
+        for route, tests in missed[:MAX_EXAMINED]:
+            if len(near) == MAX_NEAR_MISSES:
+                break
+            if reason := _only_miss(route.match, tests, event):
+                near.append(NearMiss(route, reason))
+        return Routing(tuple(matched), tuple(near), left_out)
 
     def needs_flyte_admin(self, event: Event) -> bool:
         """True if it depends on a fact that the event lacks whether a route matches."""
@@ -111,10 +117,12 @@ class RouteBook:
         )
 
 
-def _only_miss(match: Matcher, event: Event) -> str:
-    """Return the only reason why an event does not match; an empty text if there are several."""
-    outcome = match.test(event)
-    if outcome.holds is None:
-        return outcome.reason
-    missed = outcome.missed
+def _only_miss(match: Matcher, tests: Sequence[KeyTest], event: Event) -> str:
+    """Return the only reason why an event does not match; an empty text if there are several.
+
+    `tests`: those of the matcher's tests that the event may not pass.
+    """
+    if all_hold(tests, event) is None:
+        return match.test(event).reason
+    missed = missed_tests(tests, event)
     return missed[0] if len(missed) == 1 else ""
