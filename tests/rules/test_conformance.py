@@ -23,8 +23,7 @@ from dispatcher.ledger import Filter, Ledger, StoredDelivery
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.rules import RuleBook
-from dispatcher.rules.files import RuleFiles
-from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import make_contents, make_planner, make_rule_files, open_channels
 from tests.support import conformance
 from tests.support.builders import NOW
 from tests.support.conformance import MAIN_PLAN, Case, IncomingEvent
@@ -33,7 +32,7 @@ from tests.support.flyte_admin import admin_client
 SECTIONS = conformance.load()
 CASES = [case for section in SECTIONS for case in section.cases]
 BARE = Case(case="", flyte="", events=[])
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "rules": {"launch_plans": ["plans"]},
     "ledger": {"url": "sqlite+aiosqlite:///./ledger.db"},
     "channels": {
@@ -44,10 +43,16 @@ SETTINGS = {
 }
 
 
-def settings_in(folder: Path) -> Settings:
+def settings_in(folder: Path, case: Case) -> Settings:
     (folder / "plans").mkdir()
-    (folder / "dispatcher.yaml").write_text(yaml.safe_dump(SETTINGS))
+    rules = {**SETTINGS["rules"], "routes": ["routes.yaml"]}
+    write_routes(folder, case.routes)
+    (folder / "dispatcher.yaml").write_text(yaml.safe_dump({**SETTINGS, "rules": rules, "contacts": case.contacts}))
     return load(folder / "dispatcher.yaml")
+
+
+def write_routes(folder: Path, routes: list[dict[str, Any]]) -> None:
+    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": routes}))
 
 
 def write_plans(folder: Path, plans: dict[str, list[dict[str, Any]]]) -> None:
@@ -74,6 +79,7 @@ def message(case: Case, event: IncomingEvent, position: str) -> IncomingMessage:
         data["launch_plan"] = {**where, "name": name, "version": version}
     if event.error is not None:
         data["error"] = {"message": event.error}
+    data |= event.facts
     options = conformance.options_of(case, event)
     if event.form is not Format.NATIVE:
         assert options is None, "Flyte's events carry no options"
@@ -101,10 +107,10 @@ def as_in_the_table(stored: list[StoredDelivery], *, dead: bool) -> Counter[str]
 
 @pytest.mark.parametrize("case", CASES, ids=[case.case for case in CASES])
 async def test_each_case_gives_the_expected_deliveries(case: Case, tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
+    settings = settings_in(tmp_path, case)
     main = MAIN_PLAN.partition("@")[0]
     write_plans(tmp_path, {**case.plans, **({main: case.plan} if case.plan is not None else {})})
-    files = RuleFiles(settings.rules.launch_plans)
+    files = make_rule_files(settings)
     files.load()
     async with Ledger(settings.ledger.url) as ledger:
         planner = make_planner(settings, open_channels(settings))
@@ -113,6 +119,9 @@ async def test_each_case_gives_the_expected_deliveries(case: Case, tmp_path: Pat
         for number, batch in enumerate(incoming, start=1):
             if number == len(incoming) and case.later_plan is not None:
                 write_plans(tmp_path, {main: case.later_plan})
+                files.load()
+            if number == len(incoming) and case.later_routes is not None:
+                write_routes(tmp_path, case.later_routes)
                 files.load()
             await intake.ingest(batch)
 
@@ -134,7 +143,10 @@ async def test_each_case_gives_the_expected_deliveries(case: Case, tmp_path: Pat
     assert len(files.problems) == len(case.refused)
     for words in case.refused:
         assert any(words in problem.message for problem in files.problems), files.problems
-    assert all(case.content in orjson.dumps(one.delivery.content).decode() for one in stored)
+    for one in stored:
+        assert case.content in orjson.dumps(one.delivery.content).decode()
+        assert case.routes_named in (None, [cause.name for cause in one.delivery.rules])
+        assert case.severity in (None, one.delivery.severity)
 
 
 def can_occur_with_flyteadmin(case: Case) -> bool:
@@ -167,7 +179,7 @@ FLYTEADMIN_CASES = [case for case in CASES if can_occur_with_flyteadmin(case)]
 
 @pytest.mark.parametrize("case", FLYTEADMIN_CASES, ids=[case.case for case in FLYTEADMIN_CASES])
 async def test_a_bare_event_with_flyteadmins_rules_gives_the_same_deliveries(case: Case, tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
+    settings = settings_in(tmp_path, case)
     async with LocalFlyteAdmin() as server, admin_client(server) as admin, Ledger(settings.ledger.url) as ledger:
         planner = make_planner(settings, open_channels(settings))
         intake = Intake(
@@ -187,8 +199,8 @@ async def test_a_bare_event_with_flyteadmins_rules_gives_the_same_deliveries(cas
     assert as_in_the_table(stored, dead=False) == Counter(case.notified)
 
 
-def test_the_table_has_60_cases_or_more_and_a_reason_for_exactly_the_differences() -> None:
-    assert len(CASES) >= 60
+def test_the_table_has_100_cases_or_more_and_a_reason_for_exactly_the_differences() -> None:
+    assert len(CASES) >= 100
     assert len({case.case for case in CASES}) == len(CASES)
     assert [case.case for case in CASES if (case.dispatcher == "the same") is bool(case.why)] == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from dispatcher.flyte.encode import Format
 
@@ -57,6 +57,8 @@ class IncomingEvent(_Entry):
     seconds: int = 0
     """The event's own time, in seconds from the start of the case."""
     error: str | None = None
+    facts: dict[str, Any] = {}
+    """Other fields of the event, such as labels."""
 
 
 class Case(_Entry):
@@ -72,6 +74,12 @@ class Case(_Entry):
     """The rules for any version of the main launch plan."""
     later_plan: Annotated[list[NotificationData] | None, BeforeValidator(_list)] = None
     """The rules that replace `plan` before the last message."""
+    routes: list[dict[str, Any]] = []
+    """The routes in a file."""
+    later_routes: list[dict[str, Any]] | None = None
+    """The routes that replace `routes` before the last message."""
+    contacts: dict[str, Any] = {}
+    """The settings' section `contacts`."""
     execution: Annotated[list[NotificationData] | None, BeforeValidator(_list)] = None
     """The main execution's own list."""
     disable: bool | None = None
@@ -91,11 +99,25 @@ class Case(_Entry):
     """For each problem in the rule files, words from its message."""
     content: str = ""
     """Words that each delivery's content must have."""
+    routes_named: list[str] | None = None
+    """The names of the routes that each delivery names; an empty name for Flyte's rules."""
+    severity: str | None = None
+    """The severity of each delivery."""
 
 
 class Section(_Entry):
     section: str
+    flyte: str = ""
+    """Flyte's behaviour in the cases that don't say it."""
+    why: str = ""
+    """The reason for a difference in the cases that don't give one."""
     cases: Sequence[Case]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, data: dict[str, Any]) -> dict[str, Any]:
+        defaults = {key: data[key] for key in ("flyte", "why") if key in data}
+        return {**data, "cases": [{**defaults, **case} for case in data["cases"]]}
 
 
 def load() -> list[Section]:
