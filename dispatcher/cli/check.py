@@ -123,7 +123,7 @@ def _in_effect(settings: Settings, book: RuleBook) -> Findings:
         ("settings", Finding(settings.located(warning), warning=True))
         for warning in missing_facts(settings, matchers_of(settings))
     ]
-    routes = [(f"{route.defined_at}: route {route.name}", route.match) for route in book.routes.routes]
+    routes = [(f"{route.defined_at}: route {route.name}", route) for route in book.routes.routes]
     findings += [("routes", Finding(warning, warning=True)) for warning in missing_facts(settings, routes)]
     return [*findings, ("templates", Finding(""))]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
+from itertools import islice
 
 import structlog
 
@@ -19,7 +21,9 @@ from dispatcher.intake.origin import LookUp, find_origin
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger, RecordedEvent, Rejected, rejected_id
 from dispatcher.ledger.brake import Brake
+from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId
+from dispatcher.model.streak import StreakRoute
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import AdminExecution, Decision, Rule, RuleBook, UnknownExecution, Verdict, decide, decides_itself
@@ -208,8 +212,9 @@ class Evaluator:
 
         In another thread if the event is large, or if rendering waits for another process.
         """
-        channels = {channel for rule in decision.matched for channel, _ in self.planner.recipients(rule)}
-        short = channels <= self._planned_channels and not self._is_large(terminal, decision.rules)
+        waiting = [rule for route in decision.waiting for rule in route.rules]
+        channels = {channel for rule in (*decision.matched, *waiting) for channel, _ in self.planner.recipients(rule)}
+        short = channels <= self._planned_channels and not self._is_large(terminal, (*decision.rules, *waiting))
         if short and not self.contents.waits:
             return self._plan_here(terminal, decision, book)
         planned = await asyncio.to_thread(self._plan_here, terminal, decision, book)
@@ -227,19 +232,40 @@ class Evaluator:
     def _plan_here(self, terminal: TerminalEvent, decision: Decision, book: RuleBook) -> RecordedEvent:
         event, now = terminal.event, self.clock.now()
         disabled = decision.verdict is Verdict.DISABLED
+        deliveries, routes = self._deliveries(event, decision, now)
+        counted = book.routes.counts_streaks and not disabled and not event.is_canary
         return RecordedEvent(
             event=event,
             position=terminal.position,
             verdict=decision.verdict,
             reason=decision.reason,
             considered=[rule.as_data() for rule in decision.considered],
-            deliveries=self.contents.fill(event, self.planner.plan(event, decision.matched, now=now)),
+            deliveries=deliveries,
             version=None if disabled else self.planner.new_version(event, decision.rules, now=now),
             success=None if disabled else self.planner.success(event, now=now),
+            streak=self.planner.streak(event, routes, now=now) if counted else None,
             rules_version=book.version,
             kind=type_label(terminal.headers),
             span=terminal.span,
         )
+
+    def _deliveries(
+        self, event: Event, decision: Decision, now: datetime
+    ) -> tuple[Sequence[Delivery], Sequence[StreakRoute]]:
+        """Return the deliveries of the matched rules, and the routes that wait for a streak with theirs.
+
+        All of them have their content. Equal messages are rendered once.
+        """
+        matched = decision.matched
+        planned = [self.planner.plan(event, matched, now=now)]
+        planned += [self.planner.plan_route(event, matched, route.rules, now=now) for route in decision.waiting]
+        filled = iter(self.contents.fill(event, [delivery for several in planned for delivery in several]))
+        deliveries, *of_routes = [tuple(islice(filled, len(several))) for several in planned]
+        routes = [
+            StreakRoute(name=route.name, streak=route.streak, deliveries=several)
+            for route, several in zip(decision.waiting, of_routes, strict=True)
+        ]
+        return deliveries, routes
 
     def _undecidable(self, error: Exception, terminal: TerminalEvent) -> Rejected:
         terminal.span.end(event=terminal.event.key, verdict="rejected", failed=True)

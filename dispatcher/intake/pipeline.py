@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from dispatcher.ledger.halving import Halving
 from dispatcher.model.delivery import Delivery
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rules import RuleBook, Verdict
+from dispatcher.rules import RuleBook
 from dispatcher.tracing import OFF, Tracing
 
 log = structlog.get_logger(__name__)
@@ -214,10 +214,7 @@ class Intake:
                 span.end(failed=True)
             raise
         self.on_pending(record.waiting)
-        if record.resolved:
-            recorded = [
-                replace(one, verdict=Verdict.RESOLVED) if one.event.key in record.resolved else one for one in recorded
-            ]
+        recorded = [record.completed.get(one.event.key, one) for one in recorded]
         batch = recording.add(recorded, rejected, record.new)
         for (entry, is_new), record_span in zip(batch.new_or_duplicate(), record_spans, strict=True):
             record_span.end()

@@ -20,6 +20,7 @@ from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId,
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, Feedback, RateLimit, parse_rate
+from dispatcher.model.streak import StreakEvent, StreakRoute
 from dispatcher.tracing import Span
 
 _TEXT = "canned ж 漢 \U0001f514"
@@ -69,6 +70,12 @@ def _canned(channels: Sequence[str], now: datetime) -> _Canned:
                 failure,
                 deliveries=[_delivery(failure, channel, plan, now) for channel in channels],
                 version=NewVersion(launch_plan=plan.key, version="v1", change_events=()),
+                streak=StreakEvent(
+                    event=failure.key,
+                    launch_plan=plan.key,
+                    failed_at=now,
+                    routes=[StreakRoute(name=_TEXT, streak=1, deliveries=[])],
+                ),
             ),
             _entry(
                 success,
@@ -124,7 +131,7 @@ def _entry(event: Event, deliveries: Sequence[Delivery] = (), **facts: Any) -> R
         position=_TEXT,
         verdict="matched",
         reason=_TEXT,
-        considered=[{"defined_at": _TEXT}],
+        considered=[{"name": _TEXT, "defined_at": _TEXT}],
         rules_version="0" * 16,
         deliveries=deliveries,
         span=_CannedSpan(),

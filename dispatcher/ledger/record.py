@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,8 @@ from sqlalchemy import Connection, update
 from channels.contract import Content
 from dispatcher.ledger.claim import lease_held
 from dispatcher.ledger.column_types import EncodedJson, to_json
+from dispatcher.ledger.fired import with_fired_routes
+from dispatcher.ledger.places import Place, by_place, places, without
 from dispatcher.ledger.records import RecordedEvent, RecordResult, Rejected
 from dispatcher.ledger.rejected import rejected_row
 from dispatcher.ledger.rows import delivery_row
@@ -32,30 +35,53 @@ def record(
     connection: Connection, entries: Sequence[RecordedEvent], rejections: Sequence[Rejected], *, now: datetime
 ) -> RecordResult:
     """Write a batch: events with their deliveries, and rejected messages. See `Ledger.record`."""
-    by_key = {entry.event.key: entry for entry in reversed(entries)}
-    new = insert_new(connection, events, [_event_row(entry, now) for entry in by_key.values()])
-    added = _add_deliveries(connection, [by_key[key] for key in new])
+    by_key: dict[str, RecordedEvent] = {}
+    for entry in entries:
+        by_key.setdefault(entry.event.key, entry)
+    new = frozenset(insert_new(connection, events, [_event_row(entry, now) for entry in by_key.values()]))
+    recorded = [entry for key, entry in by_key.items() if key in new]  # in the order in which they arrived
+    known = Subjects(connection)
+    known.load(_subjects(recorded))
+    completed = with_fired_routes(known, recorded)
+    added = _add_deliveries(connection, known, completed)
     insert(connection, rejected, [rejected_row(entry) for entry in rejections])
-    resolved = _explain_resolved_notices(connection, by_key, added)
-    return RecordResult(frozenset(new), [one for one in added if one.state is State.WAITING], resolved)
+    completed = _with_resolved_notices(completed, added)
+    changed = {entry.event.key: entry for entry, before in zip(completed, recorded, strict=True) if entry is not before}
+    for key, entry in changed.items():
+        values = {"verdict": entry.verdict, "reason": entry.reason, "considered": list(entry.considered)}
+        connection.execute(update(events).where(events.c.key == key).values(values))
+    return RecordResult(new, [one for one in added if one.state is State.WAITING], changed)
 
 
-def _explain_resolved_notices(
-    connection: Connection, entries: Mapping[str, RecordedEvent], added: Sequence[Delivery]
-) -> frozenset[str]:
-    """Write the resolved notices into the reasons of their events. Returns the events whose verdict becomes `resolved`."""
+def _subjects(entries: Iterable[RecordedEvent]) -> Iterator[str]:
+    """Yield the subjects that recording the events reads or changes."""
+    for entry in entries:
+        yield from (one.subject for one in entry.deliveries if one.thread)
+        if entry.success is not None:
+            yield from entry.success.subjects
+        if entry.version is not None:
+            yield entry.version.launch_plan
+        if entry.streak is not None:
+            yield entry.streak.launch_plan
+            yield from (one.subject for route in entry.streak.routes for one in route.deliveries if one.thread)
+
+
+def _with_resolved_notices(entries: Iterable[RecordedEvent], added: Sequence[Delivery]) -> list[RecordedEvent]:
+    """Return the events with their resolved notices in their reasons. A verdict becomes `resolved` if no rule matched."""
     notices: dict[str, list[Delivery]] = {}
     for delivery in added:
         if delivery.kind is Kind.RESOLVED_NOTICE:
             notices.setdefault(delivery.event, []).append(delivery)
-    resolved = frozenset(key for key in notices if entries[key].verdict == Verdict.NO_MATCHING_RULE)
-    for key, of_event in notices.items():
-        values = {
-            "verdict": Verdict.RESOLVED if key in resolved else entries[key].verdict,
-            "reason": f"{entries[key].reason}; {_in_words(of_event)}",
-        }
-        connection.execute(update(events).where(events.c.key == key).values(values))
-    return resolved
+    return [
+        replace(
+            entry,
+            verdict=Verdict.RESOLVED if entry.verdict == Verdict.NO_MATCHING_RULE else entry.verdict,
+            reason=f"{entry.reason}; {_in_words(notices[entry.event.key])}",
+        )
+        if entry.event.key in notices
+        else entry
+        for entry in entries
+    ]
 
 
 def _in_words(notices: Sequence[Delivery]) -> str:
@@ -66,8 +92,8 @@ def _in_words(notices: Sequence[Delivery]) -> str:
     return f"{'1 resolved notice' if len(notices) == 1 else f'{len(notices)} resolved notices'} to {named}"
 
 
-def _add_deliveries(connection: Connection, entries: Sequence[RecordedEvent]) -> Sequence[Delivery]:
-    """Insert the deliveries of new events, and return these deliveries."""
+def _add_deliveries(connection: Connection, known: Subjects, entries: Sequence[RecordedEvent]) -> Sequence[Delivery]:
+    """Insert the deliveries of new events, and return these deliveries. `known`: the subjects of the events."""
     planned = [delivery for entry in entries for delivery in entry.deliveries]
     failures = [delivery for delivery in planned if delivery.thread]
     successes = sorted((entry.success for entry in entries if entry.success), key=lambda one: one.started_at)
@@ -76,67 +102,33 @@ def _add_deliveries(connection: Connection, entries: Sequence[RecordedEvent]) ->
         for entry in reversed(entries)
         if entry.version
     }
-    known = Subjects(connection)
-    known.load(
-        [one.subject for one in failures]
-        + [subject for one in successes for subject in one.subjects]
-        + [one.launch_plan for one in runs.values()]
-    )
     # If the batch has a success, failures are inserted first, so that `record_success` finds the failures' threads.
     first = failures if successes else []
     traces = {entry.event.key: entry.span.trace for entry in entries}
     insert_deliveries(connection, first, traces)
     for delivery in failures:
         known.record_failure(delivery)
-    notifications = _by_place(one for one in planned if one.kind is Kind.NOTIFICATION) if successes else {}
+    notifications = by_place(one for one in planned if one.kind is Kind.NOTIFICATION) if successes else {}
     resolved_notices: list[Delivery] = []
     for success in successes:
         ended = [_joined(notice, notifications) for notice in known.record_success(success)]
         insert_deliveries(connection, ended, traces)  # so that the next success sees the threads as ended
         resolved_notices += ended
     known.save()
-    notified = {*_by_place(resolved_notices)}
-    others = [left for one in planned if not one.thread or not first for left in _without(one, notified)]
+    notified = by_place(resolved_notices).keys()
+    others = [left for one in planned if not one.thread or not first for left in without(one, notified)]
     changes = [one for run in runs.values() if known.record_version(run) for one in run.change_events]
     rest = [*others, *changes]
     insert_deliveries(connection, rest, traces)
     return [*first, *resolved_notices, *rest]
 
 
-_Place = tuple[str, str, str]
-"""An event's key, a channel, and an address in lower case. Each place is notified once."""
-
-
-def _places(delivery: Delivery) -> list[_Place]:
-    return [(delivery.event, delivery.channel, address.casefold()) for address in delivery.addresses]
-
-
-def _by_place(several: Iterable[Delivery]) -> dict[_Place, list[Delivery]]:
-    found: dict[_Place, list[Delivery]] = {}
-    for one in several:
-        for place in _places(one):
-            found.setdefault(place, []).append(one)
-    return found
-
-
-def _joined(notice: Delivery, notifications: Mapping[_Place, Sequence[Delivery]]) -> Delivery:
+def _joined(notice: Delivery, notifications: Mapping[Place, Sequence[Delivery]]) -> Delivery:
     """Return the resolved notice with the rules and the severity of the notifications in whose place it is sent."""
-    replaced = [one for place in _places(notice) for one in notifications.get(place, ())]
+    replaced = [one for place in places(notice) for one in notifications.get(place, ())]
     rules = dict.fromkeys([*notice.rules, *(rule for one in replaced for rule in one.rules)])
     severity = highest(notice.severity, *(one.severity for one in replaced))
     return notice._replace(rules=tuple(rules), severity=severity)
-
-
-def _without(delivery: Delivery, notified: set[_Place]) -> Sequence[Delivery]:
-    """Return a notification without the addresses in `notified`, if another is left. Other kinds stay as they are."""
-    if not notified or delivery.kind is not Kind.NOTIFICATION or notified.isdisjoint(_places(delivery)):
-        return [delivery]
-    pairs = zip(delivery.recipients, delivery.addresses, _places(delivery), strict=True)
-    left = [(recipient, address) for recipient, address, place in pairs if place not in notified]
-    if not left:
-        return []
-    recipients, addresses = zip(*left, strict=True)
-    return [delivery._replace(recipients=recipients, addresses=addresses)]
 
 
 def insert_deliveries(connection: Connection, added: Sequence[Delivery], traces: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from channels.contract import Thread
 from dispatcher.model.delivery import Delivery, NewVersion, Outage, Outcome, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import Feedback
+from dispatcher.model.streak import StreakEvent
 from dispatcher.model.waiting import Wait
 from dispatcher.tracing import NO_SPAN, Span
 
@@ -39,6 +40,8 @@ class RecordedEvent:
     version: NewVersion | None = None
     """The launch plan's version, and the change events that report it if it is new. None if no rule asks for change
     events."""
+    streak: StreakEvent | None = None
+    """What the event means for its launch plan's streak, and the routes that wait for it. None if no route has a streak."""
     rules_version: str = ""
     """A hash of the rule files by which the event was decided; empty if there were none."""
     kind: str = ""
@@ -55,8 +58,9 @@ class RecordResult:
     """Keys of the events that were recorded for the first time."""
     waiting: Sequence[Delivery] = ()
     """The waiting deliveries of the new events."""
-    resolved: frozenset[str] = frozenset()
-    """Keys of the new events whose verdict the ledger has changed to `resolved`."""
+    completed: Mapping[str, RecordedEvent] = field(default_factory=dict)
+    """Mapping from the key of each new event that the ledger has completed to the event as it was recorded: with the routes
+    that fired after a streak, and with resolved notices in its reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,8 +72,8 @@ def _purge_events(connection: Connection, before: datetime, limit: int) -> int:
 def _purge_states(connection: Connection, before: datetime) -> None:
     """Delete subjects, versions, destinations and actions that nothing needs any more."""
     has_deliveries = select(deliveries.c.key).where(deliveries.c.subject == subjects.c.name).exists()
-    unchanged = or_(subjects.c.well_since.is_(None), subjects.c.well_since < before)
-    connection.execute(delete(subjects).where(unchanged, ~has_deliveries))
+    old = [or_(at.is_(None), at < before) for at in (subjects.c.well_since, subjects.c.failed_at)]
+    connection.execute(delete(subjects).where(*old, ~has_deliveries))
     orphaned = launch_plan_versions.c.launch_plan.not_in(select(subjects.c.name))
     connection.execute(delete(launch_plan_versions).where(orphaned))
     unblocked = func.coalesce(destinations.c.blocked_until, before) <= before

@@ -170,12 +170,16 @@ subjects = Table(
     Column("name", String(1024), primary_key=True),
     Column("well_since", UtcTime),
     Column("open_since", UtcTime),
+    Column("failed_at", UtcTime),
+    Column("streak", CompressedJson),
 )
 """The subjects of threads: launch plans, and executions that others recover or relaunch (`ledger/threads.py`).
 
 `well_since`: the latest start among the subject's recorded successes. A failure that ended before it is outdated.
 `open_since`: no thread about the subject that still needs a resolved notice has a failure before this time; NULL if
-there is no such thread."""
+there is no such thread.
+`streak`: the launch plan's streak (`model/streak.py`), and `failed_at` the end of its newest failure; NULL if it has no
+failures, or none was counted."""
 
 launch_plan_versions = Table(
     "launch_plan_versions",

@@ -8,9 +8,10 @@ first transaction recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, or_, select
 
@@ -19,6 +20,7 @@ from dispatcher.ledger.records import ClaimedThread
 from dispatcher.ledger.schema import contents, deliveries, launch_plan_versions, subjects
 from dispatcher.ledger.statements import among, insert
 from dispatcher.model.delivery import Delivery, Kind, NewVersion, OpenThread, Outage, State, Success
+from dispatcher.model.streak import RouteResult, Streak, StreakEvent
 
 MAY_HAVE_ARRIVED: ColumnElement[bool] = or_(
     deliveries.c.state == State.SENT, deliveries.c.in_doubt, deliveries.c.lease.is_not(None)
@@ -30,6 +32,21 @@ MAY_HAVE_ARRIVED: ColumnElement[bool] = or_(
 class _Status:
     well_since: datetime | None = None
     open_since: datetime | None = None
+    failed_at: datetime | None = None
+    streak: Mapping[str, Any] | None = None
+
+    def row(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "well_since": self.well_since,
+            "open_since": self.open_since,
+            "failed_at": self.failed_at,
+            "streak": self.streak,
+        }
+
+    def has_been_well(self, since: datetime) -> None:
+        if self.well_since is None or since > self.well_since:
+            self.well_since = since
 
 
 class Subjects:
@@ -44,10 +61,9 @@ class Subjects:
         ordered = sorted(set(names))  # every transaction locks rows in the same order, which prevents deadlocks
         if not ordered:
             return
-        empty = [{"name": name, "well_since": None, "open_since": None} for name in ordered]
-        insert(self._connection, subjects, empty)
+        insert(self._connection, subjects, [_Status().row(name) for name in ordered])
         for row in self._connection.execute(_SELECT, {"names": ordered}):
-            self._loaded[row.name] = _Status(row.well_since, row.open_since)
+            self._loaded[row.name] = _Status(row.well_since, row.open_since, row.failed_at, row.streak)
 
     def record_failure(self, delivery: Delivery) -> None:
         """Note that the subject has a thread with this failure, which no success has ended."""
@@ -65,8 +81,7 @@ class Subjects:
 
     def _end_threads(self, subject: str, success: Success) -> list[Delivery]:
         status = self._loaded[subject]
-        if status.well_since is None or success.started_at > status.well_since:
-            status.well_since = success.started_at
+        status.has_been_well(success.started_at)
         if status.open_since is None:
             return []
         query = (
@@ -99,6 +114,17 @@ class Subjects:
             if row.channel in success.channels
         ]
 
+    def record_streak(self, event: StreakEvent) -> list[RouteResult]:
+        """Record an event in its launch plan's streak. Returns which of its routes fire, and why."""
+        status = self._loaded[event.launch_plan]
+        streak = Streak.from_data(status.streak, status.well_since)
+        if event.well_since is not None:
+            status.has_been_well(event.well_since)
+        results = streak.record(event, status.well_since)
+        status.streak = streak.as_data()
+        status.failed_at = streak.ends[-1] if streak.ends else None
+        return results
+
     def record_version(self, run: NewVersion) -> bool:
         """Record a run's version. Returns True if the version is new, but not the launch plan's first version."""
         # Its row in `subjects` is locked, so no other transaction can add the version in the meantime.
@@ -113,10 +139,7 @@ class Subjects:
 
     def save(self) -> None:
         """Write all loaded subjects."""
-        rows = [
-            {"name": name, "well_since": status.well_since, "open_since": status.open_since}
-            for name, status in sorted(self._loaded.items())
-        ]
+        rows = [status.row(name) for name, status in sorted(self._loaded.items())]
         insert(self._connection, subjects, rows, overwrite=True)
 
 

@@ -90,6 +90,12 @@ class Composer:
         self._root: tuple[Any, _Places] = (None, 0)
         self._anchors: dict[str, _Anchored] = {}
 
+    @property
+    def expects_key(self) -> bool:
+        """True if the next scalar is a key of a mapping."""
+        parent = self._innermost
+        return parent is not None and parent.key is None and type(parent.data) is dict
+
     def start(self, collection: dict[str, Any] | list[Any], line: int, anchor: str | None = None) -> None:
         """Begin a mapping (if `collection` is an empty dict) or a list."""
         if len(self._open) >= MAX_DEPTH:

@@ -98,7 +98,10 @@ def _add_event(event: Any, composer: Composer) -> None:
     line = event.start_mark.line + 1
     kind = type(event)
     if kind is yaml.ScalarEvent:
-        composer.scalar(_scalar(event, line), line, event.anchor)
+        value = _scalar(event, line)
+        if value is True and event.value == "on" and composer.expects_key:
+            value = "on"  # true in YAML 1.1, text in YAML 1.2; no key is a truth value
+        composer.scalar(value, line, event.anchor)
     elif kind is yaml.MappingStartEvent:
         _check_tag(event.tag, "map", line)
         composer.start({}, line, event.anchor)

@@ -7,6 +7,7 @@ its recipients, and gets the highest severity that one of them gives.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -81,8 +82,8 @@ class EventPlan:
     def __post_init__(self) -> None:
         self._event = self.event.key
 
-    def add_rules(self, rules: Sequence[Rule]) -> None:
-        """Add the deliveries that the matched rules ask for."""
+    def add_rules(self, rules: Sequence[Rule], only: AbstractSet[Cause] = frozenset()) -> None:
+        """Add the deliveries that the matched rules ask for. `only`: add those to whom one of these rules names."""
         named: dict[tuple[str, str], _Named] = {}
         for place, rule in enumerate(rules):
             for channel, recipient in self.planner.recipients(rule):
@@ -91,7 +92,8 @@ class EventPlan:
                 if earlier is one:
                     one.place, one.template = place, rule.notification.template
                 earlier.name(rule)
-        self._add_messages(named.values())
+        wanted = named.values()
+        self._add_messages([one for one in wanted if not only.isdisjoint(one.causes)] if only else wanted)
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
         """Add deliveries on the fallback channel, for those of the delivery's recipients that this channel knows."""

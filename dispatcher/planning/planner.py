@@ -16,6 +16,7 @@ from typing import Protocol
 
 from channels.contract import ThreadBy, UnknownRecipient
 from dispatcher.model.delivery import (
+    Cause,
     Delivery,
     Kind,
     NewVersion,
@@ -26,6 +27,7 @@ from dispatcher.model.delivery import (
 )
 from dispatcher.model.event import Event, shortened
 from dispatcher.model.phase import Phase
+from dispatcher.model.streak import StreakEvent, StreakRoute
 from dispatcher.planning.contacts import NO_CONTACTS, Contacts, Recipient
 from dispatcher.planning.event_plan import EventPlan, possible
 from dispatcher.planning.targets import Address, Target, find_target
@@ -78,9 +80,37 @@ class Planner:
         """
         event_plan = EventPlan(self, event, now)
         event_plan.add_rules(rules)
-        for undeliverable in [delivery for delivery in event_plan.deliveries if delivery.state is State.DEAD]:
-            event_plan.notify_fallback(undeliverable, _undelivered(undeliverable))
-        return tuple(event_plan.deliveries)
+        return self._with_fallback_notices(event_plan)
+
+    def plan_route(
+        self, event: Event, rules: Sequence[Rule], route: Sequence[Rule], *, now: datetime
+    ) -> tuple[Delivery, ...]:
+        """Return the deliveries to all whom the route names, as they are if it fires beside the matched rules.
+
+        `route`: the route's rules. A delivery also lists the matched rules that name its recipients, and has the highest
+        severity that one of them gives.
+        """
+        event_plan = EventPlan(self, event, now)
+        event_plan.add_rules([*rules, *route], only={Cause(rule.name, rule.defined_at) for rule in route})
+        return self._with_fallback_notices(event_plan)
+
+    def streak(self, event: Event, routes: Sequence[StreakRoute], *, now: datetime) -> StreakEvent | None:
+        """Return what the event means for its launch plan's streak; None if nothing, or if it does not name the launch
+        plan.
+
+        `routes`: the matching routes that wait for the streak, with their deliveries.
+        """
+        failed = event.phase in {Phase.FAILED, Phase.TIMED_OUT}
+        succeeded = event.phase is Phase.SUCCEEDED
+        if event.launch_plan is None or not (failed or succeeded or routes):
+            return None
+        return StreakEvent(
+            event=event.key,
+            launch_plan=event.launch_plan.key,
+            failed_at=possible(event.occurred_at, now) if failed else None,
+            well_since=_start(event, now) if succeeded else None,
+            routes=routes,
+        )
 
     def new_version(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> NewVersion | None:
         """Return the change events for the event's version of the launch plan, or None if no rule's channel has them.
@@ -121,11 +151,16 @@ class Planner:
         return Success(
             event=event.key,
             occurred_at=event.occurred_at,
-            started_at=possible(min(event.started_at or event.occurred_at, event.occurred_at), now),
+            started_at=_start(event, now),
             subjects=tuple(subjects),
             channels=frozenset(self.thread_by),
             recorded_at=now,
         )
+
+    def _with_fallback_notices(self, event_plan: EventPlan) -> tuple[Delivery, ...]:
+        for undeliverable in [delivery for delivery in event_plan.deliveries if delivery.state is State.DEAD]:
+            event_plan.notify_fallback(undeliverable, _undelivered(undeliverable))
+        return tuple(event_plan.deliveries)
 
     def notify_fallback(self, event: Event, delivery: Delivery, *, now: datetime) -> tuple[Delivery, ...]:
         """Return the notices that report a dead delivery to the fallback recipients of its channel.
@@ -196,6 +231,11 @@ class Planner:
     def target(self, channel: str, recipient: str) -> Target:
         """Return the channel and address for a recipient. Raises UnknownRecipient if no channel knows it."""
         return find_target(self.addresses, self.fallbacks, channel, recipient)
+
+
+def _start(event: Event, now: datetime) -> datetime:
+    """Return when a successful execution started; the time of its end if that isn't known."""
+    return possible(min(event.started_at or event.occurred_at, event.occurred_at), now)
 
 
 def _undelivered(dead: Delivery) -> str:

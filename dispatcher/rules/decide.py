@@ -25,11 +25,13 @@ class Decision:
     reason: str
     considered: tuple[Considered, ...] = ()
     disabled_by: str | None = None
+    waiting: tuple[Route, ...] = ()
+    """The matching routes that fire only if the launch plan's streak is long enough. Only the ledger knows that."""
 
     @property
     def decided(self) -> bool:
         """True if the event can be recorded. Otherwise it is rejected."""
-        return self.verdict.decided or (self.verdict is Verdict.RULES_UNKNOWN and bool(self.matched))
+        return self.verdict.decided or (self.verdict is Verdict.RULES_UNKNOWN and bool(self.matched or self.waiting))
 
     @property
     def rules(self) -> list[Rule]:
@@ -118,19 +120,27 @@ def _with_routes(decision: Decision, routing: Routing) -> Decision:
         rules = [rule for route in routing.matched for rule in route.rules]
         disabled = _overridden(rules, f"disabled by {decision.disabled_by}")
         return replace(decision, considered=(*decision.considered, *disabled, *near))
-    matched = tuple(chain.from_iterable([route.evaluated for route in routing.matched]))
-    routes = (*matched, *near)
+    routes = (*chain.from_iterable([route.evaluated for route in routing.matched]), *near)
+    waiting = tuple([route for route in routing.matched if route.streak])
+    matched = len(waiting) < len(routing.matched)
     replacing = next((route for route in routing.matched if route.replaces), None)
     if replacing is not None:
-        return _replaced(decision, replacing, _in_words(routing), routes)
+        decision = _replaced(decision, replacing, _in_words(routing), routes)
+        verdict = Verdict.MATCHED if matched else Verdict.NO_MATCHING_RULE
+        return replace(decision, verdict=verdict, waiting=waiting)
     considered = (*decision.considered, *routes)
-    if not matched or decision.verdict is Verdict.TOO_MANY_RULES:
+    if not routing.matched or decision.verdict is Verdict.TOO_MANY_RULES:
         return replace(decision, considered=considered)
-    verdict = Verdict.MATCHED if decision.verdict.decided else Verdict.RULES_UNKNOWN
-    return Decision(verdict, f"{decision.reason}; {_in_words(routing)}", considered)
+    verdict = decision.verdict
+    if not verdict.decided:
+        verdict = Verdict.RULES_UNKNOWN
+    elif matched:
+        verdict = Verdict.MATCHED
+    reason = "; ".join([decision.reason, *_in_words(routing)])
+    return Decision(verdict, reason, considered, waiting=waiting)
 
 
-def _replaced(decision: Decision, by: Route, routed: str, routes: tuple[Considered, ...]) -> Decision:
+def _replaced(decision: Decision, by: Route, routed: list[str], routes: tuple[Considered, ...]) -> Decision:
     """Return the decision of the routes alone. `routed`: the routes that matched, in words."""
     overridden = _overridden(
         [evaluated.rule for evaluated in decision.considered if evaluated.applies], f"replaced by route {by.name}"
@@ -139,24 +149,27 @@ def _replaced(decision: Decision, by: Route, routed: str, routes: tuple[Consider
     unknown = "" if decision.verdict.decided else f" ({decision.reason})"
     return replace(
         decision,
-        verdict=Verdict.MATCHED,
-        reason=f"{routed}; route {by.name} replaces Flyte's rules{unknown}",
+        reason="; ".join([*routed, f"route {by.name} replaces Flyte's rules{unknown}"]),
         considered=(*overridden, *others, *routes),
     )
 
 
-def _in_words(routing: Routing) -> str:
-    """Return the routes that matched, for example `routes fraud, night-shift matched`."""
-    names = [route.name for route in routing.matched]
+def _in_words(routing: Routing) -> list[str]:
+    """Return the routes that matched, for example `routes fraud, night-shift matched`, and how many were left out.
+
+    Whether a route with a streak fires, the ledger adds to the reason.
+    """
+    names = [route.name for route in routing.matched if not route.streak]
     more = f" and {len(names) - ROUTES_NAMED} more" if len(names) > ROUTES_NAMED else ""
-    matched = f"{'route' if len(names) == 1 else 'routes'} {', '.join(names[:ROUTES_NAMED])}{more} matched"
-    if not routing.left_out:
-        return matched
-    number = "1 more route" if routing.left_out == 1 else f"{routing.left_out:,} more routes"
-    return (
-        f"{matched}; {number} matched, and left out: an event may have {MAX_RULES:,} routes with {MAX_RECIPIENTS:,} "
-        "recipients"
-    )
+    parts = []
+    if names:
+        parts.append(f"{'route' if len(names) == 1 else 'routes'} {', '.join(names[:ROUTES_NAMED])}{more} matched")
+    if routing.left_out:
+        number = "1 more route" if routing.left_out == 1 else f"{routing.left_out:,} more routes"
+        parts.append(
+            f"{number} matched, and left out: an event may have {MAX_RULES:,} routes with {MAX_RECIPIENTS:,} recipients"
+        )
+    return parts
 
 
 def disabled_by_of(verdict: str, reason: str) -> str | None:

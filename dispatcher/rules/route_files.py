@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from dispatcher.model.notification import CHANNEL_FIELDS, MAX_RECIPIENTS, Notification
+from dispatcher.model.phase import Phase
 from dispatcher.model.severity import Severity
+from dispatcher.model.streak import MAX_STREAK
 from dispatcher.parsing.nearest import nearest, there_is_no
 from dispatcher.parsing.scalars import why_not_text
 from dispatcher.parsing.validation_errors import first_problem
@@ -89,6 +91,8 @@ class _RouteText(BaseModel):
     severity: Severity | None = None
     stop: bool = False
     rules: Literal["add", "replace"] = "add"
+    streak: Annotated[int, Field(strict=True, ge=1, le=MAX_STREAK)] | None = None
+    on: Literal["resolved"] | None = None
 
 
 class _Refused(Exception):
@@ -160,11 +164,13 @@ def _items(document: Document) -> list[Any]:
 def _route(item: Any, defined_at: str, names: Names) -> Route:
     """Return the route. Raises _Refused if it is invalid."""
     try:
-        text = _RouteText.model_validate(item)
+        text = _RouteText.model_validate(_with_phase(item))
     except ValidationError as error:
         raise _Refused(first_problem(error), error.errors()[0]["loc"]) from None
     if not text.match.phase:
         raise _Refused("match.phase: name at least one of SUCCEEDED, FAILED, ABORTED, TIMED_OUT", ("match", "phase"))
+    if text.streak and not text.on and Phase.SUCCEEDED in text.match.phase:
+        raise _Refused("match.phase: a streak has no success: write on: resolved instead of phase", ("match", "phase"))
     by_channel: dict[str, list[str]] = {}
     for index, entry in enumerate(text.notify):
         for channel, recipients in entry.items():
@@ -185,7 +191,27 @@ def _route(item: Any, defined_at: str, names: Names) -> Route:
         )
     except ValidationError as error:
         raise _Refused(f"notify: {first_problem(error)}", ("notify",)) from None
-    return Route(text.name, defined_at, text.match, rules, number, text.stop, text.rules == "replace")
+    return Route(
+        text.name,
+        defined_at,
+        text.match,
+        rules,
+        number,
+        text.stop,
+        text.rules == "replace",
+        streak=text.streak or (1 if text.on else 0),
+        at_the_end=text.on is not None,
+    )
+
+
+def _with_phase(item: Any) -> Any:
+    """Return the route with the phase that `on` stands for. Raises _Refused if it names a phase too."""
+    match = item.get("match") if isinstance(item, dict) and item.get("on") == "resolved" else None
+    if not match or not isinstance(match, dict):
+        return item
+    if "phase" in match:
+        raise _Refused("match.phase: on: resolved stands in its place: leave one of them out", ("match", "phase"))
+    return {**item, "match": {**match, "phase": Phase.SUCCEEDED.value}}
 
 
 def _check(channel: str, recipients: tuple[str, ...], names: Names, at: tuple[str | int, ...]) -> None:

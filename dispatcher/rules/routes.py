@@ -20,6 +20,9 @@ MAX_NEAR_MISSES = 10
 MAX_EXAMINED = 30
 """At most this many routes that do not match are examined for what they miss, because examining costs more than testing."""
 
+NO_STREAK = "the launch plan isn't known, so there is no streak"
+"""Why a route with a streak does not apply to an event that does not name its launch plan."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -36,12 +39,26 @@ class Route:
     """If true, no later route applies to an event that this one matches."""
     replaces: bool = False
     """If true, Flyte's own rules don't apply to an event that this route matches."""
+    streak: int = 0
+    """If not 0, the route fires only if the launch plan's streak has this many failures (`model/streak.py`)."""
+    at_the_end: bool = False
+    """If true, the route fires when a success ends such a streak, and `match` selects successes."""
     evaluated: tuple[Considered, ...] = field(init=False, repr=False, compare=False)
     """The rules, as they are explained if the route applies. Made once, because an event may have a hundred routes."""
 
     def __post_init__(self) -> None:
-        rows = [Considered(rule, matched=True, reason="all its conditions hold") for rule in self.rules]
+        reason = "all its conditions hold"
+        if self.streak:
+            failures = "1 failure" if self.streak == 1 else f"{self.streak} failures"
+            reason = (
+                f"its conditions hold; it waits for {'the end of ' if self.at_the_end else ''}a streak of {failures}"
+            )
+        rows = [Considered(rule, not self.streak, reason, applies=not self.streak) for rule in self.rules]
         object.__setattr__(self, "evaluated", tuple(rows))
+
+    def keys_needing_admin(self) -> frozenset[str]:
+        """Return the keys whose facts Flyte's own events may lack, and `launch_plan` if the route has a streak."""
+        return self.match.keys_needing_admin() | ({"launch_plan"} if self.streak else frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,7 @@ class Routing:
     """The routes that apply to an event."""
 
     matched: tuple[Route, ...] = ()
+    """Whether those with a streak fire, only the ledger knows."""
     near_misses: tuple[NearMiss, ...] = ()
     """Routes that miss the event by one condition, by a fact that is not known, or because an earlier route stops. At
     most `MAX_NEAR_MISSES`."""
@@ -72,9 +90,12 @@ class RouteBook:
     """All routes, in the order in which they apply."""
 
     routes: tuple[Route, ...] = ()
+    counts_streaks: bool = field(init=False, compare=False)
+    """True if a route has a streak, so that the failures of all launch plans are counted."""
     _index: Index[Route] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "counts_streaks", any(route.streak for route in self.routes))
         object.__setattr__(self, "_index", Index([(route.match, route) for route in self.routes]))
 
     def __len__(self) -> int:
@@ -88,11 +109,14 @@ class RouteBook:
         matched: list[Route] = []
         missed = [(route, route.match.tests_beside()) for route in islice(undecidable, MAX_EXAMINED)]
         stopped: list[Route] = []
+        without_plan: list[Route] = []
         recipients = left_out = 0
         stopped_by = ""
         for route, tests in candidates:
             if tests and not all_hold(tests, event):
                 missed.append((route, tests))
+            elif route.streak and event.launch_plan is None:
+                without_plan.append(route)
             elif stopped_by:
                 stopped.append(route)
             elif left_out or len(matched) == MAX_RULES or recipients + route.recipients > MAX_RECIPIENTS:
@@ -102,6 +126,7 @@ class RouteBook:
                 recipients += route.recipients
                 stopped_by = route.name if route.stop else ""
         near = [NearMiss(one, f"route {stopped_by} stops before it") for one in stopped[:MAX_NEAR_MISSES]]
+        near += [NearMiss(one, NO_STREAK) for one in without_plan[: MAX_NEAR_MISSES - len(near)]]
         for route, tests in missed[:MAX_EXAMINED]:
             if len(near) == MAX_NEAR_MISSES:
                 break
@@ -110,7 +135,9 @@ class RouteBook:
         return Routing(tuple(matched), tuple(near), left_out)
 
     def needs_flyte_admin(self, event: Event) -> bool:
-        """True if it depends on a fact that the event lacks whether a route matches."""
+        """True if it depends on a fact that the event lacks whether a route matches, or which streak the event belongs to."""
+        if self.counts_streaks and event.launch_plan is None and not event.looked_up:
+            return True
         found, undecidable = self._index.candidates(event), self._index.undecidable(event)
         return any(all_hold(tests, event) is None for _, tests in found) or any(
             route.match.holds(event) is None for route in undecidable

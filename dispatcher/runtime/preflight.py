@@ -14,7 +14,7 @@ from dispatcher.errors import DispatcherError, SettingsError
 from dispatcher.flyte.admin import require_grpc
 from dispatcher.ledger import Backlog, Ledger
 from dispatcher.planning.planner import Planner
-from dispatcher.rules import RuleBook
+from dispatcher.rules import Route, RuleBook
 from dispatcher.rules.facts import IN_ENRICHED_EVENTS, IN_EVENTS_OF_FAILURES, IN_NO_FLYTE_EVENT
 from dispatcher.rules.key_tests import joined
 from dispatcher.rules.matcher import Matcher
@@ -68,7 +68,7 @@ def unreachable_recipients(planner: Planner, book: RuleBook) -> Iterator[str]:
                 yield f"{rule.defined_at}: {recipient!r} can't be reached by {channel}: {reason}"
 
 
-def missing_facts(settings: Settings, matchers: Iterable[tuple[str, Matcher]]) -> Iterator[str]:
+def missing_facts(settings: Settings, matchers: Iterable[tuple[str, Matcher | Route]]) -> Iterator[str]:
     """Yield warnings about keys whose facts no configured source brings, or brings for some events only.
 
     `matchers`: each with the place that begins its warning, such as `templates.match.0`. Flyte's own events have few

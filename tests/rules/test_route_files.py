@@ -107,8 +107,21 @@ def test_routes_apply_in_the_order_of_the_settings_then_of_paths_then_of_lines(t
         ),
         ("routes:\n" + a_route("x").replace("phase:", "phases:"), "match.phases: unknown option"),
         ("routes:\n" + a_route("x", owner="ml"), "route 'x': owner: unknown option"),
-        ("routes:\n" + a_route("x", streak="3"), "route 'x': streak: unknown option"),
-        ("routes:\n" + a_route("x", **{"'on'": "resolved"}), "route 'x': on: unknown option"),
+        ("routes:\n" + a_route("x", streak="0"), "route 'x': streak: must be greater than or equal to 1"),
+        ("routes:\n" + a_route("x", streak="101"), "route 'x': streak: must be less than or equal to 100"),
+        ("routes:\n" + a_route("x", streak="true"), "route 'x': streak: must be a whole number"),
+        ("routes:\n" + a_route("x", streak="'3'"), "route 'x': streak: must be a whole number"),
+        ("routes:\n" + a_route("x", on="failed"), "route 'x': on: must be 'resolved'"),
+        (
+            "routes:\n  - name: x\n    notify: [ml-team]\n    on: resolved\n    match: {phase: FAILED}",
+            "a.yaml:5: route 'x': match.phase: on: resolved stands in its place: leave one of them out",
+        ),
+        ("routes:\n  - {name: x, notify: [ml-team], on: resolved, match: {}}", "route 'x': match: has no key"),
+        ("routes:\n  - {name: x, notify: [ml-team], on: resolved}", "route 'x': match: must be set"),
+        (
+            "routes:\n" + a_route("x", streak="2").replace("FAILED", "[FAILED, SUCCEEDED]"),
+            "route 'x': match.phase: a streak has no success: write on: resolved instead of phase",
+        ),
         ("routes:\n" + a_route("x", stop="maybe"), "route 'x': stop: must be"),
         ("routes:\n" + a_route("x", rules="keep"), "route 'x': rules: must be 'add' or 'replace'"),
         ("routes:\n" + a_route("x", severity="high"), "route 'x': severity: must be 'critical', 'error'"),
@@ -141,6 +154,29 @@ def test_an_invalid_route_is_reported_with_file_and_line(tmp_path: Path, content
     (tmp_path / "a.yaml").write_text(content)
     (line,) = problems(loaded(tmp_path))
     assert words in line
+
+
+def test_a_route_may_wait_for_a_streak_or_for_its_end(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        f"routes:\n{a_route('any')}{a_route('third', streak='3')}"
+        "  - {name: over, on: resolved, match: {domain: production}, notify: [ml-team]}\n"
+        "  - {name: long, 'on': resolved, streak: 5, match: {domain: production}, notify: [ml-team]}\n"
+    )
+    (tmp_path / "b.json").write_text(
+        '{"routes": [{"name": "json", "on": "resolved", "match": {"project": "p"}, "notify": ["ml-team"]}]}'
+    )
+
+    files = loaded(tmp_path)
+
+    assert files.problems == ()
+    assert {route.name: (route.streak, route.at_the_end, route.match.phase) for route in files.book.routes.routes} == {
+        "any": (0, False, (Phase.FAILED,)),
+        "third": (3, False, (Phase.FAILED,)),
+        "over": (1, True, (Phase.SUCCEEDED,)),
+        "long": (5, True, (Phase.SUCCEEDED,)),
+        "json": (1, True, (Phase.SUCCEEDED,)),
+    }
+    assert files.book.routes.counts_streaks
 
 
 def test_an_invalid_route_is_refused_alone_and_the_old_one_of_its_name_holds_in_its_place(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def a_route(
     channel: str = "email",
     severity: str = "",
     number: int = 0,
+    streak: int = 0,
+    at_the_end: bool = False,
     **match: Any,
 ) -> Route:
     """A route to these recipients, or to one named after it. `number`: of its recipients, if contacts are among them."""
@@ -85,6 +87,8 @@ def a_route(
         recipients=number or len(named),
         stop=stop,
         replaces=rules == "replace",
+        streak=streak,
+        at_the_end=at_the_end,
     )
 
 

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_d2aa5275"
+revision = "0001_48cde88e"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -199,6 +199,8 @@ def upgrade() -> None:
         sa.Column("name", sa.String(1024), nullable=False),
         sa.Column("well_since", _TIME),
         sa.Column("open_since", _TIME),
+        sa.Column("failed_at", _TIME),
+        sa.Column("streak", sa.LargeBinary),
         sa.PrimaryKeyConstraint("name", name="pk_subjects"),
     )
     op.create_table(
