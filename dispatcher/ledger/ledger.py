@@ -217,11 +217,11 @@ class Ledger:
         """Delete up to `limit` events that were recorded before this time and have no waiting delivery.
 
         Also deletes: their deliveries and attempts; contents that no other delivery uses; up to `limit` rejected
-        messages that were received before this time; subjects of threads that have no deliveries and no later success,
-        and their versions; outdated states of destinations; actions from before this time whose deliveries are all
-        deleted. Moves `complete_since` forward to the newest event or rejected message before this time. Returns how
-        many events and rejected messages were deleted. A small limit keeps the transaction short, so that workers do
-        not wait for it.
+        messages that were received before this time; subjects that have no deliveries, no later success and no later
+        failure in a streak, and their versions; outdated states of destinations; actions from before this time whose
+        deliveries are all deleted. Moves `complete_since` forward to the newest event or rejected message before this
+        time. Returns how many events and rejected messages were deleted. A small limit keeps the transaction short, so
+        that workers do not wait for it.
 
         `action`: recorded if something was deleted; None if no operator asked for it.
         """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count, pairwise
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +31,13 @@ from tests.support.ledgers import captured_statements, execute
 
 MINUTE = timedelta(minutes=1)
 PLAN = a_launch_plan()
+
+
+@pytest.fixture
+async def on_sqlite(tmp_path: Path) -> AsyncIterator[Ledger]:
+    """A ledger for what does not depend on the database."""
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as opened:
+        yield opened
 
 
 def an_intake(ledger: Ledger, *routes: Route, paging: bool = False, **changes: Any) -> Intake:
@@ -159,6 +168,7 @@ wanted = st.lists(
 
 
 def as_routes(routes: Sequence[Wanted]) -> list[Route]:
+    labels: dict[str, Any] = {"any": {}, "a": {"labels": {"team": "a"}}}
     return [
         a_route(
             f"r{at}",
@@ -168,7 +178,7 @@ def as_routes(routes: Sequence[Wanted]) -> list[Route]:
             severity=("", "error", "critical")[at % 3],
             streak=route.streak,
             at_the_end=not route.phases,
-            **({} if route.team == "any" else {"labels": {"team": route.team}}),
+            **labels[route.team],
         )
         for at, route in enumerate(routes)
     ]
@@ -186,7 +196,7 @@ def as_event(one: Arrival, number: int) -> Event:
     [Wanted(2, "any", (Phase.FAILED,)), Wanted(3, "a", ())],
     {2},
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_the_routes_that_fire_are_those_of_the_model(
     ledger: Ledger, arrivals: list[Arrival], wanted: list[Wanted], cuts: set[int]
 ) -> None:
@@ -249,30 +259,30 @@ async def test_explain_says_how_long_the_streak_is_and_which_event_a_route_fired
     assert (await considered(ledger, "h"))[2] == [("third", False, "streak is 1 of 3")]
 
 
-async def test_what_is_new_is_counted_logged_and_sent_as_it_was_recorded(ledger: Ledger) -> None:
+async def test_what_is_new_is_counted_logged_and_sent_as_it_was_recorded(on_sqlite: Ledger) -> None:
     pending: list[Delivery] = []
-    intake = an_intake(ledger, a_route("first", streak=1), on_pending=pending.extend)
+    intake = an_intake(on_sqlite, a_route("first", streak=1), on_pending=pending.extend)
     (entry,) = (await ingest(intake, ended("a", 1))).recorded
     assert (entry.verdict, entry.reason.rpartition("; ")[2]) == ("matched", "route first (streak is 1 of 1) fired")
     assert [one.key for one in entry.deliveries] == [one.key for one in pending]
-    (stored,) = await ledger.history.find(Filter(), limit=9)
+    (stored,) = await on_sqlite.history.find(Filter(), limit=9)
     assert stored.delivery.key == pending[0].key
-    assert (await ledger.history.delivery(stored.delivery.key)).delivery.content == {"text": "FAILED "}  # type: ignore[union-attr]
+    assert (await on_sqlite.history.delivery(stored.delivery.key)).delivery.content == {"text": "FAILED "}  # type: ignore[union-attr]
 
 
-async def test_an_address_that_is_notified_anyway_gets_the_route_added_to_its_rules(ledger: Ledger) -> None:
+async def test_an_address_that_is_notified_anyway_gets_the_route_added_to_its_rules(on_sqlite: Ledger) -> None:
     own = Options(notifications=(a_notification("a@example.com", "b@example.com", "nobody"),))
     third = a_route("third", "B@example.com", "c@example.com", "nobody", streak=1, severity="critical")
     same = a_route("same", "A@example.com", streak=1)
-    await ingest(an_intake(ledger, third, same), ended("a", 1, options=own))
+    await ingest(an_intake(on_sqlite, third, same), ended("a", 1, options=own))
 
     rule, routed, both = (
         Cause("", "options.notifications[0]"),
         Cause("third", third.defined_at),
         Cause("same", same.defined_at),
     )
-    found = [one.delivery for one in await ledger.history.find(Filter(), limit=9)]
-    contents = {one.addresses: (await ledger.history.delivery(one.key)).delivery.content for one in found}  # type: ignore[union-attr]
+    found = [one.delivery for one in await on_sqlite.history.find(Filter(), limit=9)]
+    contents = {one.addresses: (await on_sqlite.history.delivery(one.key)).delivery.content for one in found}  # type: ignore[union-attr]
     assert {one.addresses or one.recipients: (one.state, one.severity, one.rules) for one in found} == {
         ("a@example.com",): (State.WAITING, "", (rule, both)),
         ("b@example.com",): (State.WAITING, "critical", (rule, routed)),
@@ -302,32 +312,32 @@ async def test_the_threads_own_notice_takes_the_place_of_the_message_at_the_end(
     assert reason.endswith("; route over (the success ended a streak of 2) fired; 1 resolved notice to #page")
 
 
-async def test_a_route_stops_and_replaces_by_its_match_whether_or_not_it_fires(ledger: Ledger) -> None:
+async def test_a_route_stops_and_replaces_by_its_match_whether_or_not_it_fires(on_sqlite: Ledger) -> None:
     own = Options(notifications=(a_notification("own@example.com"),))
     second = a_route("second", streak=2, stop=True, rules="replace")
-    intake = an_intake(ledger, second, a_route("later"))
+    intake = an_intake(on_sqlite, second, a_route("later"))
     assert await told(intake, ended("a", 1, options=own)) == []
     assert await told(intake, ended("b", 2, options=own)) == [("notification", "second@example.com")]
-    assert (await considered(ledger, "a"))[:2] == (
+    assert (await considered(on_sqlite, "a"))[:2] == (
         "no_matching_rule",
         "route second replaces Flyte's rules; route second (streak is 1 of 2) did not fire",
     )
-    assert (await considered(ledger, "b"))[0] == "matched"
+    assert (await considered(on_sqlite, "b"))[0] == "matched"
 
 
-async def test_disabled_notifications_neither_count_nor_end_a_streak(ledger: Ledger) -> None:
+async def test_disabled_notifications_neither_count_nor_end_a_streak(on_sqlite: Ledger) -> None:
     disabled = Options(disable_notifications=True)
     over = a_route("over", phase="SUCCEEDED", at_the_end=True, streak=1)
-    intake = an_intake(ledger, a_route("second", streak=2), over)
+    intake = an_intake(on_sqlite, a_route("second", streak=2), over)
     for event in (ended("a", 1, options=disabled), ended("b", 2), succeeded("c", 3, options=disabled)):
         assert await told(intake, event) == []
     assert await told(intake, ended("d", 4)) == [("notification", "second@example.com")]
     assert await told(intake, succeeded("e", 5)) == [("notification", "over@example.com")]
-    assert (await considered(ledger, "a"))[2] == [("second", False, "disabled by options.disable_notifications")]
+    assert (await considered(on_sqlite, "a"))[2] == [("second", False, "disabled by options.disable_notifications")]
 
 
-async def test_launch_plans_have_streaks_of_their_own_and_an_event_without_one_has_none(ledger: Ledger) -> None:
-    intake = an_intake(ledger, a_route("second", streak=2))
+async def test_launch_plans_have_streaks_of_their_own_and_an_event_without_one_has_none(on_sqlite: Ledger) -> None:
+    intake = an_intake(on_sqlite, a_route("second", streak=2))
     other, task = a_launch_plan("other"), PLAN.model_copy(update={"resource_type": "TASK"})
     for number, plan in enumerate((PLAN, other, task)):
         assert await told(intake, ended(f"a{number}", 1, plan=plan)) == []
@@ -336,10 +346,12 @@ async def test_launch_plans_have_streaks_of_their_own_and_an_event_without_one_h
     assert await told(intake, ended("c", 3, plan=newer)) == [("notification", "second@example.com")]
     own = Options(notifications=(a_notification("own@example.com"),))
     assert await told(intake, ended("d", 4, plan=None, options=own)) == [("notification", "own@example.com")]
-    assert ("second", False, "the launch plan isn't known, so there is no streak") in (await considered(ledger, "d"))[2]
+    assert ("second", False, "the launch plan isn't known, so there is no streak") in (
+        await considered(on_sqlite, "d")
+    )[2]
 
 
-async def test_flyteadmin_is_asked_for_the_launch_plan_of_an_event_that_decides_itself(ledger: Ledger) -> None:
+async def test_flyteadmin_is_asked_for_the_launch_plan_of_an_event_that_decides_itself(on_sqlite: Ledger) -> None:
     asked = []
 
     async def look_up(execution: Any) -> AdminExecution:
@@ -347,21 +359,21 @@ async def test_flyteadmin_is_asked_for_the_launch_plan_of_an_event_that_decides_
         return AdminExecution(rules=(), disabled=False, launch_plan=PLAN)
 
     own = Options(notifications=(a_notification("own@example.com"),))
-    intake = an_intake(ledger, a_route("first", streak=1, domain="staging"), look_up=look_up)
+    intake = an_intake(on_sqlite, a_route("first", streak=1, domain="staging"), look_up=look_up)
     await ingest(intake, ended("a", 1, plan=None, options=own), ended("b", 2, options=own))
     assert asked == ["a"], "the streaks of all launch plans are counted"
-    elsewhere = an_intake(ledger, a_route("second", streak=2))
+    elsewhere = an_intake(on_sqlite, a_route("second", streak=2))
     assert await told(elsewhere, ended("c", 3)) == [("notification", "second@example.com")]
 
 
-async def test_a_route_that_is_renamed_fires_again_and_one_that_was_removed_has_fired(ledger: Ledger) -> None:
+async def test_a_route_that_is_renamed_fires_again_and_one_that_was_removed_has_fired(on_sqlite: Ledger) -> None:
     first = a_route("first", streak=1)
-    assert await told(an_intake(ledger, first), ended("a", 1)) == [("notification", "first@example.com")]
+    assert await told(an_intake(on_sqlite, first), ended("a", 1)) == [("notification", "first@example.com")]
     renamed = a_route("renamed", streak=1)
-    assert await told(an_intake(ledger, renamed), ended("b", 2)) == [("notification", "renamed@example.com")]
-    assert await told(an_intake(ledger), ended("c", 3)) == []
-    assert await told(an_intake(ledger, first, renamed), ended("d", 4)) == []
-    assert (await considered(ledger, "d"))[1].endswith(
+    assert await told(an_intake(on_sqlite, renamed), ended("b", 2)) == [("notification", "renamed@example.com")]
+    assert await told(an_intake(on_sqlite), ended("c", 3)) == []
+    assert await told(an_intake(on_sqlite, first, renamed), ended("d", 4)) == []
+    assert (await considered(on_sqlite, "d"))[1].endswith(
         f"routes first (has fired in this streak already, with {ended('a', 1).key}), "
         f"renamed (has fired in this streak already, with {ended('b', 2).key}) did not fire"
     )
@@ -379,21 +391,20 @@ async def test_two_replicas_fire_a_route_once_and_miss_no_failure(ledger: Ledger
     assert lengths == sorted(f"streak is {number} of 20" for number in range(1, 21))
 
 
-async def test_without_a_streak_no_statement_is_added(tmp_path: Any) -> None:
-    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        asked: dict[str, list[str]] = {}
-        for name, routes in {
-            "none": [],
-            "route": [a_route("any")],
-            "streak": [a_route("any"), a_route("x", streak=9)],
-        }.items():
-            intake = an_intake(ledger, *routes, a_route("others"))
-            with captured_statements() as statements:
-                await ingest(intake, ended(f"a-{name}", 1), succeeded(f"b-{name}", 2))
-            asked[name] = [text for text, _ in statements]
-        assert [one for one in asked["none"] if "subjects" in one] == []
-        assert asked["route"] == asked["none"]
-        assert [one.split()[0] for one in asked["streak"] if "subjects" in one] == ["INSERT", "SELECT", "INSERT"]
+async def test_without_a_streak_no_statement_is_added(on_sqlite: Ledger) -> None:
+    asked: dict[str, list[str]] = {}
+    for name, routes in {
+        "none": [],
+        "route": [a_route("any")],
+        "streak": [a_route("any"), a_route("x", streak=9)],
+    }.items():
+        intake = an_intake(on_sqlite, *routes, a_route("others"))
+        with captured_statements() as statements:
+            await ingest(intake, ended(f"a-{name}", 1), succeeded(f"b-{name}", 2))
+        asked[name] = [text for text, _ in statements]
+    assert [one for one in asked["none"] if "subjects" in one] == []
+    assert asked["route"] == asked["none"]
+    assert [one.split()[0] for one in asked["streak"] if "subjects" in one] == ["INSERT", "SELECT", "INSERT"]
 
 
 async def test_a_purge_keeps_a_streak_until_its_newest_failure_is_old(ledger: Ledger, ledger_url: str) -> None:
@@ -406,13 +417,13 @@ async def test_a_purge_keeps_a_streak_until_its_newest_failure_is_old(ledger: Le
     assert await told(intake, ended("d", 40)) == [], "the streak was purged"
 
 
-async def test_an_event_whose_rules_are_unknown_is_recorded_if_a_route_waits_for_its_streak(ledger: Ledger) -> None:
+async def test_an_event_whose_rules_are_unknown_is_recorded_if_a_route_waits_for_its_streak(on_sqlite: Ledger) -> None:
     async def unknown(execution: Any) -> UnknownExecution:
         return UnknownExecution("FlyteAdmin doesn't know it")
 
-    intake = an_intake(ledger, a_route("second", streak=2), look_up=unknown)
+    intake = an_intake(on_sqlite, a_route("second", streak=2), look_up=unknown)
     assert await told(intake, ended("a", 1)) == []
     assert await told(intake, ended("b", 2)) == [("notification", "second@example.com")]
     for name, words in (("a", "streak is 1 of 2) did not fire"), ("b", "streak is 2 of 2) fired")):
-        verdict, reason, _ = await considered(ledger, name)
+        verdict, reason, _ = await considered(on_sqlite, name)
         assert (verdict, reason) == ("rules_unknown", f"FlyteAdmin doesn't know it; route second ({words}")
