@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.parsing.nearest import nearest
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, decide, decides_itself
+from dispatcher.rules.routes import PossibleRoute
 
 PLANNED = "planned"
 """The state of a delivery that would be sent. It is not in the ledger."""
@@ -30,6 +31,26 @@ class SourceOfRules(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseForecast:
+    """Who would be notified of an execution that enters a phase."""
+
+    explanation: Explanation
+    """With the deliveries of every execution: those by the rules and routes that match whatever its other facts are."""
+    possible: Sequence[Mapping[str, Any]] = ()
+    """The routes that match some executions: the route's name and place, the facts it depends on, and its deliveries."""
+    left_out: int = 0
+    """The number of such routes that are not listed, because there are too many."""
+
+    @property
+    def notified(self) -> bool:
+        """True if somebody may be notified."""
+        return bool(self.explanation.deliveries or self.possible)
+
+    def as_data(self) -> dict[str, Any]:
+        return {**self.explanation.as_data(), "possible": self.possible, "possible_left_out": self.left_out}
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlanForecast:
     """Who would be notified of a launch plan's executions."""
 
@@ -39,7 +60,12 @@ class LaunchPlanForecast:
     """True if FlyteAdmin or a file has rules for the launch plan, or an empty list of rules."""
     hint: str
     """Similar launch plans that have rules, or else all; empty if this one is known, or if none has rules."""
-    phases: dict[Phase, Explanation]
+    phases: dict[Phase, PhaseForecast]
+
+    @property
+    def notified(self) -> bool:
+        """True if somebody may be notified. Routes also apply to launch plans that nobody knows."""
+        return any(forecast.notified for forecast in self.phases.values())
 
     def as_data(self) -> dict[str, Any]:
         """Return the forecast in the form that `--json` and the API print."""
@@ -47,7 +73,7 @@ class LaunchPlanForecast:
             "launch_plan": {name: getattr(self.plan, name) for name in ("project", "domain", "name", "version")},
             "known": self.known,
             "hint": self.hint,
-            "phases": [explanation.as_data() for explanation in self.phases.values()],
+            "phases": [forecast.as_data() for forecast in self.phases.values()],
         }
 
 
@@ -77,18 +103,40 @@ class DryRun:
         The execution has no rules of its own. Raises FlyteAdminUnavailable.
         """
         answer = await self.admin.launch_plan(plan) if self.admin is not None else None
+        workflow = None
         if isinstance(answer, AdminExecution) and answer.launch_plan is not None:
-            plan = answer.launch_plan
+            plan, workflow = answer.launch_plan, answer.workflow
         execution = ExecutionId(project=plan.project, domain=plan.domain, name="any")
         explained, book = {}, self.rules()
         known = isinstance(answer, AdminExecution)
         for phase in phases:
-            event = Event(execution=execution, phase=phase, occurred_at=self.clock.now(), launch_plan=plan)
-            explained[phase] = self._explain(event, book, answer, {"phase": phase})
+            event = Event(
+                execution=execution, phase=phase, occurred_at=self.clock.now(), launch_plan=plan, workflow=workflow
+            )
+            explained[phase] = self._forecast(event, book, answer)
             known = known or bool(book.entries_for(event))
         plans = {str(key) for key in book.plans}
         hint = nearest(str(plan), plans) if plans and not known else ""
         return LaunchPlanForecast(plan, known, hint, explained)
+
+    def _forecast(
+        self, event: Event, book: RuleBook, answer: AdminExecution | UnknownExecution | None
+    ) -> PhaseForecast:
+        explanation = self._explain(event, book, answer, {"phase": event.phase})
+        if event.is_canary:
+            return PhaseForecast(explanation)
+        routes, left_out = book.routes.possible(event)
+        return PhaseForecast(explanation, [self._possible_data(event, one) for one in routes], left_out)
+
+    def _possible_data(self, event: Event, possible: PossibleRoute) -> dict[str, Any]:
+        planned = self.planner.plan(event, possible.route.rules, now=self.clock.now())
+        return {
+            "name": possible.route.name,
+            "defined_at": possible.route.defined_at,
+            "depends_on": possible.depends_on,
+            "condition": possible.condition,
+            "deliveries": [_planned_data(delivery) for delivery in planned],
+        }
 
     def _explain(
         self,

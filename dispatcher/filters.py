@@ -5,9 +5,10 @@ A mistake in a filter is a ValidationError or a ValueError whose message is a se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from itertools import islice
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -19,7 +20,8 @@ from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.duration import parse_time
 from dispatcher.parsing.nearest import no_such
 from dispatcher.parsing.validation_errors import first_problem
-from dispatcher.rules import Verdict
+from dispatcher.planning.contacts import Contacts
+from dispatcher.rules import Route, RouteBook, Verdict
 
 MAX_PAGE_SIZE = 500
 PHASES = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED, Phase.SUCCEEDED)
@@ -165,6 +167,44 @@ class RejectedSearch(PageParameters):
             description="true selects only replayed messages, false only those that were neither replayed nor dismissed."
         ),
     ] = None
+
+
+class RoutePage(NamedTuple):
+    """A page of the routes in effect, in the order in which they apply."""
+
+    entries: Sequence[Route]
+    next: str | None
+    """The name of the last one, if there are more."""
+
+
+class RouteSearch(_Parameters):
+    """Parameters of a search for routes in effect."""
+
+    recipient: Annotated[
+        _Text | None, Field(description="Only routes to this contact or recipient, also through a contact.")
+    ] = None
+    after: Annotated[_Text | None, Field(description="`next` of the previous page.")] = None
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE, description="Maximum number of entries.")] = 50
+
+    def page(self, book: RouteBook, contacts: Contacts) -> RoutePage:
+        """Return a page of the routes. Raises ValueError if the route in `after` is no longer in effect."""
+        found = of_recipient(book.after(self.after), self.recipient, contacts)
+        entries = [*islice(found, self.limit)]
+        return RoutePage(entries, entries[-1].name if next(found, None) is not None else None)
+
+
+def of_recipient(routes: Iterable[Route], recipient: str | None, contacts: Contacts) -> Iterator[Route]:
+    """Yield the routes that name a contact or a recipient, also through a contact; all of them if it is None."""
+    wanted = recipient.casefold() if recipient is not None else None
+    yield from (route for route in routes if wanted is None or wanted in _named_by(route, contacts))
+
+
+def _named_by(route: Route, contacts: Contacts) -> Iterator[str]:
+    """Yield whom a route names, in lower case: contacts, and all recipients."""
+    for rule in route.rules:
+        for name in rule.notification.recipients:
+            yield name.casefold()
+            yield from (recipient.casefold() for _, recipient in contacts.expand(name) or ())
 
 
 async def unknown_names(ledger: Ledger, wanted: Filter, channels: Iterable[str]) -> list[str]:

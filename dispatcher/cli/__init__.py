@@ -10,6 +10,7 @@ import typer
 
 from dispatcher.cli._output import prepare_streams, write_line, write_text
 from dispatcher.cli.check import check
+from dispatcher.cli.contacts import contacts
 from dispatcher.cli.deliveries import deliveries
 from dispatcher.cli.deliveries_change import add_commands
 from dispatcher.cli.demo import demo
@@ -21,6 +22,8 @@ from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
 from dispatcher.cli.reconcile import reconcile
 from dispatcher.cli.rejected import rejected
+from dispatcher.cli.routes import routes
+from dispatcher.cli.routes_trial import try_routes
 from dispatcher.cli.rules import rules
 from dispatcher.cli.send_test import send_test
 from dispatcher.cli.serve import serve
@@ -66,6 +69,9 @@ add_commands(deliveries)
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
 app.add_typer(rules, name="rules")
+routes.command("test")(try_routes)
+app.add_typer(routes, name="routes")
+app.add_typer(contacts, name="contacts")
 app.add_typer(templates, name="templates")
 app.add_typer(ledger, name="ledger")
 app.command()(reconcile)

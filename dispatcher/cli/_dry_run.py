@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dispatcher.cli._output import write_line
@@ -36,11 +37,14 @@ def dry_run(settings: Settings, use: Callable[[DryRun], Awaitable[_T]]) -> _T:
     return asyncio.run(run())
 
 
-def rules_in_files(settings: Settings) -> RuleBook:
-    """Return the rules in files, and print the invalid ones on standard error."""
+def rules_in_files(settings: Settings, routes: Sequence[Path] | None = None) -> RuleBook:
+    """Return the rules in files, and print the invalid ones on standard error.
+
+    `routes`: files and folders with routes, in place of those in the settings.
+    """
     from dispatcher.runtime.wiring import make_rule_files
 
-    rules = make_rule_files(settings)
+    rules = make_rule_files(settings, routes)
     rules.load()
     for refused in rules.problems:
         write_line(str(refused), err=True)

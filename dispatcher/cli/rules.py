@@ -13,7 +13,7 @@ from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import log_warnings_only, write_json, write_line, write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from dispatcher.dry_run import LaunchPlanForecast
     from dispatcher.ledger import Filter
@@ -93,7 +93,8 @@ def who(
     """Say who would be notified of a launch plan's executions. Says why, without an event. FlyteAdmin is asked first, if
     it is configured: about the active version, or else the newest one.
 
-    Exit status 1 if neither FlyteAdmin nor a file knows the launch plan.
+    A route that depends on more than the launch plan and the phase is listed with what it depends on. Exit status 1 if
+    neither FlyteAdmin nor a file knows the launch plan, and no route may apply to it.
     """
     from pydantic import ValidationError
 
@@ -112,31 +113,34 @@ def who(
     forecast = dry_run(load(config), lambda run: run.of_launch_plan(plan, question.phases))
     if as_json:
         write_json(forecast.as_data())
-    elif forecast.known:
+    elif forecast.known or forecast.notified:
         _print(forecast)
     if not forecast.known:
         hint = forecast.hint and f"; {forecast.hint}"
         write_line(f"dispatcher: there are no rules for launch plan {forecast.plan}{hint}", err=True)
-        raise typer.Exit(1)
+        if not forecast.notified:
+            raise typer.Exit(1)
 
 
 def _print(forecast: LaunchPlanForecast) -> None:
     from dispatcher.dry_run import why
-    from dispatcher.explain import causes_text
 
     rows: list[tuple[Any, ...]] = []
-    for phase, explanation in forecast.phases.items():
-        rows += [
-            (
-                phase,
-                one["channel"],
-                ", ".join(one["recipients"]),
-                why(explanation, one),
-                causes_text(one),
-            )
-            for one in explanation.deliveries
-        ] or [(phase, "", "nobody", explanation.event["reason"], "")]
+    for phase, found in forecast.phases.items():
+        explanation = found.explanation
+        rows += [_row(phase, one, why(explanation, one)) for one in explanation.deliveries]
+        rows += [_row(phase, one, route["condition"]) for route in found.possible for one in route["deliveries"]]
+        if found.left_out:
+            rows.append((phase, "", f"{found.left_out} more routes", "only some executions", ""))
+        if not found.notified:
+            rows.append((phase, "", "nobody", explanation.event["reason"], ""))
     write_line(f"launch plan {forecast.plan}")
     write_table(("PHASE", "CHANNEL", "TO", "WHY", "DEFINED AT"), rows)
     write_line("An execution's own Options can replace or disable these rules.")
     write_line("A success also notifies those who were notified of the failures that it ends.")
+
+
+def _row(phase: str, delivery: Mapping[str, Any], reason: str) -> tuple[Any, ...]:
+    from dispatcher.explain import causes_text
+
+    return phase, delivery["channel"], ", ".join(delivery["recipients"]), reason, causes_text(delivery)

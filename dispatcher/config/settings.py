@@ -122,6 +122,10 @@ class Settings(BaseSettings):
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
 
+    def place(self, *key: str) -> str:
+        """Return the place of a setting: `FILE:LINE`, or the environment variable; empty if nothing gives it."""
+        return self._origin.place(key).removesuffix(": ")
+
     def located(self, problem: str) -> str:
         """Return a problem with its place in front: the file and the line of the key that begins the problem, or the
         environment variable. `problem`: a sentence such as `ledger.url: no such folder`.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import LargeBinary, func, select, type_coerce
+from sqlalchemy import ColumnElement, LargeBinary, and_, func, or_, select, type_coerce
 
 from dispatcher.ledger.column_types import from_compressed_json
 from dispatcher.ledger.engine import Database
@@ -14,11 +14,17 @@ from dispatcher.ledger.records import Action, Attempt, Filter, StoredDelivery, S
 from dispatcher.ledger.rows import read, read_stored_delivery
 from dispatcher.ledger.schema import action_deliveries, actions, attempts, contents, deliveries, events, rejected
 from dispatcher.ledger.search import conditions, in_chunks, of_execution
-from dispatcher.model.delivery import STUMBLED, Delivery
+from dispatcher.ledger.sqlalchemy_internals import AsyncConnection
+from dispatcher.model.delivery import STUMBLED, Delivery, Kind
 from dispatcher.model.event import Event, ExecutionId
 
 LARGE_FACTS = 4096
 """Number of stored bytes from which on an event is decoded in another thread. Most events are far smaller."""
+EVENTS_READ = 500
+"""`History.notified_since` reads this many events at a time."""
+_FOR_RULES = (Kind.NOTIFICATION, Kind.RESOLVED_NOTICE)
+"""What the ledger records for the recipients of rules. A resolved notice stands in the place of a notification if rules
+name its recipient too."""
 _WITH_CONTENT = select(deliveries, contents.c.body).outerjoin(contents, contents.c.content_hash == deliveries.c.content)
 
 
@@ -106,6 +112,27 @@ class History:
             rows = (await connection.execute(query)).all()
         return [read(StoredEvent, row, event=Event.model_validate(row.facts)) for row in rows]
 
+    async def notified_since(self, since: datetime) -> AsyncIterator[tuple[StoredEvent, frozenset[tuple[str, str]]]]:
+        """Yield the events that were recorded since then, in the order of recording, with whom they were to notify.
+
+        Those are pairs of channel and address, without those to whom follow-ups went, such as a fallback channel's, and
+        with those whose notification became a resolved notice. Reads `EVENTS_READ` events at a time.
+        """
+        at, key = events.c.recorded_at, events.c.key
+        start: ColumnElement[bool] = at >= since
+        while True:
+            query = select(events).where(start).order_by(at, key).limit(EVENTS_READ)
+            async with self._database.reading() as connection:
+                rows = (await connection.execute(query)).all()
+                page = [read(StoredEvent, row, event=Event.model_validate(row.facts)) for row in rows]
+                notified = await _notified(connection, page)
+            for stored in page:
+                yield stored, frozenset(notified[stored.event.key])
+            if len(page) < EVENTS_READ:
+                return
+            last = rows[-1]
+            start = and_(at >= last.recorded_at, or_(at > last.recorded_at, key > last.key))
+
     async def newest(self) -> tuple[str, datetime] | None:
         """Return the key and time of the event that was recorded last; None if the ledger has no events."""
         query = select(events.c.key, events.c.recorded_at).order_by(events.c.recorded_at.desc()).limit(1)
@@ -128,6 +155,21 @@ class History:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
         return frozenset((row.channel, address) for row in rows for address in row.addresses)
+
+
+async def _notified(connection: AsyncConnection, recorded: Sequence[StoredEvent]) -> Mapping[str, set[tuple[str, str]]]:
+    """Return the (channel, address) pairs that the rules of these events name, by the event's key."""
+    known = {one.event.key: one for one in recorded}
+    found: dict[str, set[tuple[str, str]]] = {key: set() for key in known}
+    for chunk in in_chunks(sorted(known)):
+        query = select(deliveries).where(deliveries.c.event.in_(chunk), deliveries.c.kind.in_(_FOR_RULES))
+        for row in await connection.execute(query):
+            one = known[row.event]
+            matched = {(rule["name"], rule["defined_at"]) for rule in one.considered if rule["matched"]}
+            joined = row.kind is Kind.NOTIFICATION or not matched.isdisjoint(row.rules)
+            if joined and row.created_at <= one.recorded_at:
+                found[row.event].update((row.channel, address) for address in row.addresses)
+    return found
 
 
 def _event(facts: bytes) -> Event:

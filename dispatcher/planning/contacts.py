@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import islice, pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from channels.contract import UnknownRecipient
 from dispatcher.model.notification import MAX_RECIPIENTS
@@ -45,6 +45,8 @@ class Contact:
     include: tuple[str, ...] = ()
     """Other contacts whose recipients belong to this one too."""
     options: Options = NO_OPTIONS
+    defined_at: str = ""
+    """Where the settings have it, such as `dispatcher.yaml:12`."""
 
 
 class Contacts:
@@ -54,6 +56,8 @@ class Contacts:
         self, contacts: Mapping[str, Contact] = MappingProxyType({}), find_target: FindTarget = as_written
     ) -> None:
         """`find_target`: returns the target of a recipient. Raises UnknownRecipient."""
+        self.all = contacts
+        """What the settings say of each contact."""
         self._expanded: dict[str, tuple[Recipient, ...]] = {}
         self._options: dict[tuple[str, str], Options] = {}
         """Mapping from a channel and an address in lower case to the options of its contact."""
@@ -75,6 +79,22 @@ class Contacts:
     def options(self, channel: str, address: str) -> Options:
         """Return the options of the contact that lists the address."""
         return self._options.get((channel, address.casefold()), NO_OPTIONS) if self._options else NO_OPTIONS
+
+    def as_data(self) -> list[dict[str, Any]]:
+        """Return the contacts as JSON data, in the order of the settings."""
+        return [
+            {
+                "name": name,
+                "defined_at": contact.defined_at,
+                "recipients": [_recipient_data(one) for one in contact.recipients],
+                "include": list(contact.include),
+                "everybody": [_recipient_data(one) for one in self._expanded[name]],
+                "timezone": str(contact.options.timezone or ""),
+                "templates": [str(folder) for folder in contact.options.templates],
+                "severity": contact.options.severity,
+            }
+            for name, contact in self.all.items()
+        ]
 
     def unknown(self, names: Iterable[str]) -> Iterator[str]:
         """Yield a sentence for each name that is no contact's."""
@@ -126,6 +146,11 @@ class Contacts:
                     )
                 else:
                     self._options[place] = contact.options
+
+
+def _recipient_data(recipient: Recipient) -> dict[str, str]:
+    channel, name = recipient
+    return {"channel": channel, "recipient": name}
 
 
 NO_CONTACTS = Contacts()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 from dispatcher.model.event import Event
-from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES, excess
+from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES, Notification, excess
 from dispatcher.model.verdict import Verdict
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
 from dispatcher.rules.routes import NO_ROUTES, Route, Routing
 from dispatcher.rules.rule import Considered, Rule
 from dispatcher.rules.rulebook import ANY, RuleBook
 
+_REPLACED_BY_ROUTE = "replaced by route "
 ROUTES_NAMED = 5
 """A decision's reason names at most this many routes."""
 
@@ -143,7 +146,7 @@ def _with_routes(decision: Decision, routing: Routing) -> Decision:
 def _replaced(decision: Decision, by: Route, routed: list[str], routes: tuple[Considered, ...]) -> Decision:
     """Return the decision of the routes alone. `routed`: the routes that matched, in words."""
     overridden = _overridden(
-        [evaluated.rule for evaluated in decision.considered if evaluated.applies], f"replaced by route {by.name}"
+        [evaluated.rule for evaluated in decision.considered if evaluated.applies], f"{_REPLACED_BY_ROUTE}{by.name}"
     )
     others = [evaluated for evaluated in decision.considered if not evaluated.applies]
     unknown = "" if decision.verdict.decided else f" ({decision.reason})"
@@ -178,6 +181,28 @@ def disabled_by_of(verdict: str, reason: str) -> str | None:
     The name is read from the stored reason, because the reason of a disabled event begins with the switch's name.
     """
     return reason.partition(" ")[0] if verdict == Verdict.DISABLED else None
+
+
+def flytes_matches(event: Event, considered: Iterable[Mapping[str, Any]]) -> list[Rule]:
+    """Return Flyte's rules that matched a recorded event, or would have matched if no route had replaced them.
+
+    `considered`: the evaluated rules, as the ledger stores them. That a route replaced a rule is read from its reason.
+    """
+    return [
+        Rule(
+            Notification(phases=rule["phases"], channel=rule["channel"], recipients=rule["recipients"]),
+            rule["defined_at"],
+        )
+        for rule in considered
+        if not rule["name"]
+        and (rule["matched"] or (rule["reason"].startswith(_REPLACED_BY_ROUTE) and event.phase in rule["phases"]))
+    ]
+
+
+def with_routes(matched: Sequence[Rule], routing: Routing) -> list[Rule]:
+    """Return the rules that apply to an event. `matched`: Flyte's rules that match. `routing`: the routes that apply."""
+    flytes = () if any(route.replaces for route in routing.matched) else matched
+    return [*flytes, *(rule for route in routing.matched for rule in route.rules)]
 
 
 def _own_rules(event: Event) -> list[Rule]:

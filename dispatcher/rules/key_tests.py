@@ -49,7 +49,7 @@ def text_test(key: str, fact: Fact, patterns: tuple[str, ...]) -> KeyTest:
     """Test that a text matches one of the patterns."""
 
     def missed(value: str | None) -> str:
-        return f"{key} is {shown(value)}, not {_alternatives(patterns)}"
+        return f"{key} is {shown(value)}, not {alternatives(patterns)}"
 
     size = (
         len(patterns) + sum([len(pattern) for pattern in patterns if is_glob(pattern)]) // GLOB_CHARACTERS_PER_PATTERN
@@ -72,12 +72,13 @@ def _accepts(patterns: tuple[str, ...]) -> Callable[[str | None], object]:
     matches = re.compile("|".join(map(translate, globs))).match
 
     def accepts(text: str | None) -> object:
-        return text is not None and (text in plain or matches(_seen(text)))
+        return text is not None and (text in plain or matches(seen(text)))
 
     return accepts
 
 
-def _seen(text: str) -> str:
+def seen(text: str) -> str:
+    """Return the part of a text that patterns with `*`, `?` or `[` see."""
     return text if len(text) <= 2 * SEEN else text[:SEEN] + text[-SEEN:]
 
 
@@ -166,7 +167,8 @@ def shown(value: object) -> str:
     return f"{text[:_SHOWN]}…" if len(text) > _SHOWN else text or "empty"
 
 
-def _alternatives(patterns: Sequence[str]) -> str:
+def alternatives(patterns: Sequence[str]) -> str:
+    """Return patterns as sentences show them, for example `a, b or c`; the first of very many."""
     first = [shown(pattern) for pattern in patterns[:_SHOWN_PATTERNS]]
     more = len(patterns) - len(first)
     return joined([*first, f"one of {more} more"] if more else first, "or")

@@ -5,14 +5,16 @@ All routes that match an event apply, in the order of their files and lines, unt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 from dispatcher.model.event import Event
 from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES
 from dispatcher.rules.key_tests import KeyTest
 from dispatcher.rules.matcher import Index, Matcher, all_hold, missed_tests
+from dispatcher.rules.matcher_words import as_data, in_words
 from dispatcher.rules.rule import Considered, Rule
 
 MAX_NEAR_MISSES = 10
@@ -60,6 +62,33 @@ class Route:
         """Return the keys whose facts Flyte's own events may lack, and `launch_plan` if the route has a streak."""
         return self.match.keys_needing_admin() | ({"launch_plan"} if self.streak else frozenset())
 
+    @property
+    def severity(self) -> str:
+        return self.rules[0].severity
+
+    @property
+    def contacts(self) -> tuple[str, ...]:
+        """The contacts that it names."""
+        return tuple(name for one in self.rules if not one.notification.channel for name in one.notification.recipients)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the route as JSON data: its place, and the rest as a file writes it."""
+        named = [one.notification for one in self.rules if one.notification.channel]
+        match = as_data(self.match)
+        if self.at_the_end:
+            del match["phase"]
+        return {
+            "name": self.name,
+            "defined_at": self.defined_at,
+            "match": match,
+            "notify": [*self.contacts, *({one.channel: list(one.recipients)} for one in named)],
+            "severity": self.severity,
+            "stop": self.stop,
+            "rules": "replace" if self.replaces else "add",
+            "streak": self.streak or None,
+            "on": "resolved" if self.at_the_end else None,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
@@ -67,6 +96,23 @@ class NearMiss:
 
     route: Route
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PossibleRoute:
+    """A route that applies to some executions of a launch plan."""
+
+    route: Route
+    depends_on: tuple[str, ...]
+    """The keys of its matcher whose facts are different from execution to execution, such as `labels.team`."""
+
+    @property
+    def condition(self) -> str:
+        """When it applies, in words, and what then happens to other rules."""
+        words = in_words(self.route.match, self.depends_on)
+        after = "; then no later route applies" if self.route.stop else ""
+        after += "; then Flyte's rules don't apply" if self.route.replaces else ""
+        return f"{'' if words.startswith('unless ') else 'only if '}{words}{after}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +139,22 @@ class RouteBook:
     counts_streaks: bool = field(init=False, compare=False)
     """True if a route has a streak, so that the failures of all launch plans are counted."""
     _index: Index[Route] = field(init=False, repr=False, compare=False)
+    _places: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    """Mapping from a route's name to its place in `routes`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counts_streaks", any(route.streak for route in self.routes))
         object.__setattr__(self, "_index", Index([(route.match, route) for route in self.routes]))
+        object.__setattr__(self, "_places", {route.name: place for place, route in enumerate(self.routes)})
 
     def __len__(self) -> int:
         return len(self.routes)
+
+    def after(self, name: str | None) -> Iterator[Route]:
+        """Return the routes after the one of this name, or all. Raises ValueError if there is no such route."""
+        if name is not None and name not in self._places:
+            raise ValueError(f"route {name!r} is no longer in effect: begin with the first page")
+        return islice(self.routes, 0 if name is None else self._places[name] + 1, None)
 
     def decide(self, event: Event) -> Routing:
         """Return the routes that apply to the event."""
@@ -133,6 +188,20 @@ class RouteBook:
             if reason := _only_miss(route.match, tests, event):
                 near.append(NearMiss(route, reason))
         return Routing(tuple(matched), tuple(near), left_out)
+
+    def possible(self, event: Event) -> tuple[list[PossibleRoute], int]:
+        """Return the routes of which facts that the event lacks decide whether they match, in their order.
+
+        At most `MAX_RULES`; the second value is the number of the others.
+        """
+        places, candidates = self._places, self._index.candidates(event)
+        stops = (places[one.name] for one, tests in candidates if one.stop and all_hold(tests, event))
+        last = next(stops, len(places))
+        found = {one.name: one for one in chain((one for one, _ in candidates), self._index.undecidable(event))}
+        undecided = [one for one in found.values() if places[one.name] < last and one.match.holds(event) is None]
+        undecided.sort(key=lambda one: places[one.name])
+        first = [PossibleRoute(one, one.match.unknown(event)) for one in undecided[:MAX_RULES]]
+        return first, len(undecided) - len(first)
 
     def needs_flyte_admin(self, event: Event) -> bool:
         """True if it depends on a fact that the event lacks whether a route matches, or which streak the event belongs to."""

@@ -96,6 +96,7 @@ def make_contacts(settings: Settings, channels: Mapping[str, Channel] | None = N
             section.recipients,
             section.include,
             Options(section.timezone, section.templates, section.severity or ""),
+            settings.place("contacts", name),
         )
         for name, section in settings.contact_sections.items()
     }
@@ -143,10 +144,13 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
     return planner
 
 
-def make_rule_files(settings: Settings) -> RuleFiles:
-    """Return the configured rule files. They are not loaded yet."""
+def make_rule_files(settings: Settings, routes: Sequence[Path] | None = None) -> RuleFiles:
+    """Return the configured rule files. They are not loaded yet.
+
+    `routes`: files and folders with routes, in place of those in the settings.
+    """
     names = Names(make_contacts(settings).sizes, frozenset(CHANNEL_TYPES))
-    return RuleFiles(settings.rules.launch_plans, settings.rules.routes, names)
+    return RuleFiles(settings.rules.launch_plans, settings.rules.routes if routes is None else routes, names)
 
 
 @asynccontextmanager

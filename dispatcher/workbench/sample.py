@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import unified_diff
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import Outage, delivery_key
 from dispatcher.model.event import Event
+from dispatcher.model.severity import highest
 from dispatcher.parsing.validation_errors import every_problem
+from dispatcher.planning.contacts import Contacts, Recipient
 from dispatcher.preview.html import headline, page, plain_text
 from dispatcher.rendering.variables import Variable, variables
-from dispatcher.runtime.wiring import make_contacts, make_renderer
+from dispatcher.rules import RouteBook
+from dispatcher.runtime.wiring import make_contacts, make_renderer, make_rule_files
 
 _OUTAGE = timedelta(hours=5)
 """How long before its success the first failure of a sample resolved notice finished."""
@@ -116,7 +120,8 @@ class SampleRenderer:
         recipient = recipient or next(iter(aliases), kind.example_recipient)
         opened = kind.open(section)
         address = opened.address(recipient) if recipient else "example"
-        options = make_contacts(self._settings, {channel: opened}).options(channel, address)
+        contacts = make_contacts(self._settings, {channel: opened})
+        options = contacts.options(channel, address)
         content = self._renderer.draft(
             channel,
             event,
@@ -124,7 +129,7 @@ class SampleRenderer:
             outage=outage,
             folders=options.templates,
             zone=options.timezone,
-            severity=options.severity,
+            severity=highest(options.severity, *self._severities(event, contacts, (channel, recipient))),
         )
         message = Message(
             key=delivery_key(event.key, channel, (address,)),
@@ -133,6 +138,20 @@ class SampleRenderer:
             created_at=event.occurred_at,
         )
         return Sample(channel, kind, content, opened.wire_preview(message).body)
+
+    def _severities(self, event: Event, contacts: Contacts, to: Recipient) -> Iterator[str]:
+        """Yield the severities that the matching routes to a recipient give."""
+        for route in self._routes.decide(event).matched:
+            for rule in route.rules:
+                channel, names = rule.notification.channel, rule.notification.recipients
+                if any(to in (contacts.expand(name) or [(channel, name)]) for name in names):
+                    yield rule.severity
+
+    @cached_property
+    def _routes(self) -> RouteBook:
+        files = make_rule_files(self._settings)
+        files.load()
+        return files.book.routes
 
 
 def sample_outage(success: Event) -> Outage:

@@ -13,103 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
-from dispatcher.model.phase import TERMINAL, Phase
+from dispatcher.model.event import Event, ExecutionError
+from dispatcher.model.phase import Phase
 from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.rules.key_tests import MAX_EXPRESSION_STEPS, SEARCHED
 from dispatcher.rules.matcher import Index, Matcher, all_hold
+from dispatcher.rules.matcher_words import as_data, in_words
 from tests.support.builders import NOW, a_launch_plan, an_event, an_execution
-
-UNKNOWN = "unknown"
-ABSENT = None
-TEXTS = ("a", "b", "ab", "A", "a.b", "[a]")
-PATTERNS = st.sampled_from([*TEXTS, "*", "a*", "?", "[ab]", "[!a]", "[", "[[]a]", "**"])
+from tests.support.matchers import ABSENT, MATCHERS, UNKNOWN, entity, events
 
 
 def a_matcher(**keys: Any) -> Matcher:
     return Matcher.model_validate({key.rstrip("_"): value for key, value in keys.items()})
-
-
-def entity(name: str, version: str = "") -> EntityId:
-    return EntityId(project="p", domain="d", name=name, version=version)
-
-
-@st.composite
-def events(draw: st.DrawFn) -> tuple[Event, dict[str, Any]]:
-    """An event, and all that is known of it: a mapping from a key to its value, to ABSENT or to UNKNOWN."""
-    looked_up = draw(st.booleans())
-    missing = ABSENT if looked_up else UNKNOWN
-    maybe = st.none() | st.sampled_from(TEXTS)
-    phase = draw(st.sampled_from(sorted(TERMINAL)))
-    project, domain = draw(st.sampled_from(TEXTS)), draw(st.sampled_from(TEXTS))
-    plan, workflow, version = draw(maybe), draw(maybe), draw(maybe)
-    principal, mode = draw(maybe), draw(st.sampled_from([None, "manual", "child"]))
-    parent = draw(st.none() | st.just(ExecutionId(project="p", domain="d", name="n")))
-    labels = draw(st.dictionaries(st.sampled_from("xy"), st.sampled_from([*TEXTS, ""])))
-    seconds = draw(st.none() | st.integers(-5, 20))
-    code, message, kind = draw(maybe), draw(maybe), draw(st.sampled_from([None, "USER", "SYSTEM"]))
-    event = Event(
-        execution=ExecutionId(project=project, domain=domain, name="n"),
-        phase=phase,
-        occurred_at=NOW,
-        launch_plan=entity(plan, version or "") if plan else None,
-        workflow=entity(workflow) if workflow else None,
-        principal=principal or "",
-        mode=mode or "",
-        parent=parent,
-        labels=labels,
-        started_at=None if seconds is None else NOW - timedelta(seconds=seconds),
-        error=ExecutionError(code=code or "", message=message or "", kind=kind) if kind else None,
-        looked_up=looked_up,
-    )
-    failed = phase is not Phase.SUCCEEDED
-    known = {
-        "phase": phase,
-        "project": project,
-        "domain": domain,
-        "launch_plan": plan or missing,
-        "workflow": workflow or missing,
-        "version": (version if plan else None) or missing,
-        "principal": principal or missing,
-        "mode": mode or missing,
-        "parent": parent or missing,
-        "duration": missing if seconds is None else max(seconds, 0),
-        "error.kind": (kind or missing) if failed else ABSENT,
-        "error.code": ((kind and code) or missing) if failed else ABSENT,
-        "error.message": ((kind and message) or missing) if failed else ABSENT,
-        "labels.x": labels.get("x") if labels else missing,
-        "labels.y": labels.get("y") if labels else missing,
-    }
-    return event, known
-
-
-def a_list(of: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    return of | st.lists(of, min_size=1, max_size=6)
-
-
-KEYS: dict[str, st.SearchStrategy[Any]] = {
-    "phase": a_list(st.sampled_from(sorted(TERMINAL))),
-    **{key: a_list(PATTERNS) for key in ("project", "domain", "launch_plan", "workflow", "version", "principal")},
-    "mode": a_list(st.sampled_from(["manual", "ch*", "*"])),
-    "parent": st.sampled_from(["none", "any"]),
-    "labels": st.dictionaries(st.sampled_from("xy"), a_list(PATTERNS | st.just("")), min_size=1),
-    "duration": st.fixed_dictionaries({"longer_than": st.integers(0, 9), "shorter_than": st.integers(10, 20)}),
-    "error": st.fixed_dictionaries(
-        {"kind": a_list(st.sampled_from(["USER", "S*"]))},
-        optional={"code": a_list(PATTERNS), "message": st.sampled_from(["a", "^b", "B", r"\."])},
-    ),
-}
-
-
-@st.composite
-def conditions(draw: st.DrawFn) -> dict[str, Any]:
-    keys = draw(st.lists(st.sampled_from(sorted(KEYS)), min_size=1, max_size=4, unique=True))
-    return {key: draw(KEYS[key]) for key in keys}
-
-
-MATCHERS = st.tuples(conditions(), st.none() | conditions()).map(
-    lambda pair: pair[0] if pair[1] is None else {**pair[0], "not": pair[1]}
-)
 
 
 def both(*results: bool | None) -> bool | None:
@@ -395,3 +310,12 @@ def test_what_a_matcher_says_of_itself() -> None:
     assert matcher.keys_needing_admin() == {"launch_plan", "labels", "mode"}
     of_all_phases = a_matcher(error={"code": "OOM"})
     assert of_all_phases.keys_needing_admin() == {"error"}, "Flyte's events of aborts have no error"
+
+
+@given(MATCHERS)
+def test_a_matcher_shown_as_data_is_the_same_matcher_and_its_words_name_every_key(given_keys: dict[str, Any]) -> None:
+    matcher = Matcher.model_validate(given_keys)
+    assert Matcher.model_validate(as_data(matcher)) == matcher
+    words = in_words(matcher)
+    assert all(f"{key} " in words for key in matcher.tested if key != "not")
+    assert ("unless " in words) == (matcher.not_ is not None)

@@ -18,8 +18,8 @@ from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Deed, Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
-from dispatcher.rules import PlanKey, PlanRules, RuleBook
-from tests.support.builders import SECOND, a_launch_plan, a_rule, an_event, an_execution
+from dispatcher.rules import PlanKey, PlanRules, RouteBook, RuleBook
+from tests.support.builders import SECOND, a_launch_plan, a_route, a_rule, an_event, an_execution
 from tests.support.console import DEAD, ConsoleServer, add_replicas, serve_console
 from tests.support.ledger_steps import an_action
 
@@ -249,7 +249,9 @@ async def test_who_redrove_a_delivery_and_why_is_in_its_history(console: Console
 
 async def test_who_would_be_notified_is_told_by_the_rules_without_an_event(tmp_path: Path) -> None:
     key = PlanKey("flytesnacks", "production", "train.daily")
-    book = RuleBook({key: PlanRules(key, (a_rule("#ml", channel="slack", defined_at="train.yaml:7"),))})
+    rules = (a_rule("#ml", channel="slack", defined_at="train.yaml:7"),)
+    routes = (a_route("big", "#big", channel="slack", phase="TIMED_OUT", labels={"size": "big"}),)
+    book = RuleBook({key: PlanRules(key, rules)}, RouteBook(routes))
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
     async with serve_console(url, tokens=TOKENS, rules=lambda: book) as console:
         answer = await call(console, "/rules/who?launch_plan=flytesnacks/production/train.daily")
@@ -261,6 +263,8 @@ async def test_who_would_be_notified_is_told_by_the_rules_without_an_event(tmp_p
         }
         (delivery,) = answer["phases"][0]["deliveries"]
         assert (delivery["channel"], delivery["recipients"], delivery["state"]) == ("slack", ["#ml"], "planned")
+        (possible,) = answer["phases"][1]["possible"]
+        assert (possible["name"], possible["condition"]) == ("big", "only if labels.size is big")
         other = await call(console, "/rules/who?launch_plan=flytesnacks/production/train.dayly&phase=failed")
         assert (other["known"], "did you mean flytesnacks/production/train.daily?" in other["hint"]) == (False, True)
         await call(console, "/rules/who?launch_plan=a/b", status=400)
@@ -270,13 +274,53 @@ async def test_who_would_be_notified_is_told_by_the_rules_without_an_event(tmp_p
                 ("", "Name a launch plan", 200),
                 ("?launch_plan=flytesnacks/production/train.daily", "Slack to #ml</strong>", 200),
                 ("?launch_plan=flytesnacks/production/train.daily&phase=succeeded", "is for SUCCEEDED", 200),
-                ("?launch_plan=flytesnacks/production/train.dayly", "did you mean flytesnacks/production/train", 200),
+                ("?launch_plan=flytesnacks/production/train.daily", "only if labels.size is big", 200),
+                (
+                    "?launch_plan=flytesnacks/production/train.dayly&phase=failed",
+                    "did you mean flytesnacks/production/train",
+                    200,
+                ),
                 ("?launch_plan=nonsense", "names no launch plan", 400),
             ):
                 async with session.get(f"{console.url}/console/rules{query}") as page:
                     text = await page.text()
                     assert (page.status, words in text) == (status, True), query
                     assert ("These are today's rules" in text) == ("train.daily" in query)
+
+
+async def test_routes_and_contacts_in_effect_are_listed_page_by_page(tmp_path: Path) -> None:
+    names = [f"r{number}" for number in range(5)]
+    book = RuleBook({}, RouteBook(tuple(a_route(name, "#ops", channel="slack", domain="<b>") for name in names)))
+    contacts = {
+        "ml-team": {"slack": ["#ml"]},
+        "on-call": {"include": ["ml-team"], "severity": "critical", "slack": ["#x"]},
+    }
+    given = {"channels": {"slack": {"token": "xoxb-hidden"}}, "contacts": contacts}
+    url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    async with serve_console(url, tokens=TOKENS, rules=lambda: book, given=given) as console:
+        first = await call(console, "/routes?limit=3")
+        assert ([one["name"] for one in first["entries"]], first["next"], first["total"]) == (names[:3], "r2", 5)
+        last = await call(console, f"/routes?limit=3&after={first['next']}")
+        assert ([one["name"] for one in last["entries"]], last["next"]) == (names[3:], None)
+        assert first["entries"][0]["notify"] == [{"slack": ["#ops"]}]
+        assert (await call(console, "/routes?recipient=%23ops&limit=1"))["next"] == "r0"
+        assert (await call(console, "/routes?recipient=nobody"))["entries"] == []
+        await call(console, "/routes?after=gone", status=400)
+        listed = (await call(console, "/contacts"))["contacts"]
+        assert [(one["name"], len(one["everybody"]), one["severity"]) for one in listed] == [
+            ("ml-team", 1, ""),
+            ("on-call", 2, "critical"),
+        ]
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {READER}"}) as session:
+            for query, words, status in (
+                ("", "domain is &lt;b&gt;, phase is FAILED", 200),
+                ("", "Slack to #x, Slack to #ml", 200),
+                ("?limit=2", "after=r1", 200),
+                ("?recipient=nobody", "None of 5 routes", 200),
+                ("?after=gone", "begin with the first page", 400),
+            ):
+                async with session.get(f"{console.url}/console/rules/routes{query}") as page:
+                    assert (page.status, words in await page.text()) == (status, True), query
 
 
 async def test_a_token_with_only_the_read_scope_cannot_redrive(console: ConsoleServer) -> None:

@@ -90,6 +90,7 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "message": f"/console/rejected/{rejected.id}",
         "health": "/console/health",
         "rules": "/console/rules?launch_plan=flytesnacks/production/train.daily",
+        "routes": "/console/rules/routes",
         "search": "/console/search?q=nobody",
         "no deliveries": "/console/deliveries?recipient=nobody",
     }

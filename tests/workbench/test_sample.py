@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from channels.registry import BUILT_IN, CHANNEL_TYPES
+from dispatcher.config.settings import load
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.preview.html import plain_text, to_html
 from dispatcher.preview.terminal import to_panel
 from dispatcher.rendering.renderer import Renderer
 from dispatcher.rendering.samples import sample_event
+from dispatcher.workbench.sample import SampleRenderer
 from tests.support.service import command
 
 
@@ -99,3 +101,33 @@ async def test_a_failing_template_is_reported_with_file_and_line(tmp_path: Path)
     assert (status, out) == (1, "")
     assert "subject.txt.j2:2: 'nonsense' is undefined" in err
     assert "Traceback" not in err
+
+
+def test_a_sample_has_the_severity_that_a_matching_route_gives_to_the_recipient(tmp_path: Path) -> None:
+    routes = [
+        {"name": "info", "match": {"phase": "ABORTED"}, "notify": ["ml-team"], "severity": "info"},
+        {
+            "name": "critical",
+            "match": {"phase": "FAILED", "domain": "p*"},
+            "notify": ["ml-team"],
+            "severity": "critical",
+        },
+    ]
+    (tmp_path / "routes.yaml").write_text(yaml.safe_dump({"routes": routes}))
+    file = tmp_path / "dispatcher.yaml"
+    services = {name: {"routing_key": "0" * 32} for name in ("ml", "other")}
+    given = {
+        "rules": {"routes": ["routes.yaml"]},
+        "contacts": {"ml-team": {"pagerduty": ["ml"]}},
+        "channels": {"pagerduty": {"services": services}},
+    }
+    file.write_text(yaml.safe_dump(given))
+    renderer = SampleRenderer(load(file))
+
+    def severity(phase: Phase, recipient: str) -> str:
+        content: Any = renderer.render("pagerduty", sample_event(phase), recipient).content
+        return str(content["payload"]["severity"])
+
+    assert severity(Phase.FAILED, "ml") == "critical"
+    assert severity(Phase.ABORTED, "ml") == "info"
+    assert severity(Phase.FAILED, "other") == severity(Phase.TIMED_OUT, "ml") == "error"

@@ -11,7 +11,7 @@ from flyteidl.admin import common_pb2, launch_plan_pb2
 from flyteidl.core import identifier_pb2
 
 from dispatcher.flyte.admin.errors import PermanentError, ServerError
-from dispatcher.flyte.admin.mapping import excess_of, rules_of
+from dispatcher.flyte.admin.mapping import entity_of, excess_of, rules_of
 from dispatcher.flyte.admin.single_flight import SingleFlight
 from dispatcher.model.event import EntityId
 from dispatcher.rules import AdminExecution, Rule, UnknownExecution
@@ -103,4 +103,5 @@ def _as_execution(message: Any) -> AdminExecution:
     notifications = message.spec.entity_metadata.notifications
     too_many = excess_of(notifications)
     rules, refused = rules_of(() if too_many else notifications, f"flyte_admin:{plan}")
-    return AdminExecution(launch_plan=plan, rules=rules, refused=refused, excess=too_many)
+    workflow = entity_of(message.spec.workflow_id)
+    return AdminExecution(launch_plan=plan, workflow=workflow, rules=rules, refused=refused, excess=too_many)

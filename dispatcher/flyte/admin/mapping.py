@@ -29,8 +29,8 @@ def execution_of(message: Any) -> AdminExecution:
     rules, refused = rules_of(() if too_many else closure.notifications, "flyte_admin:closure.notifications")
     try:
         return AdminExecution(
-            launch_plan=_entity(spec.launch_plan),
-            workflow=_entity(closure.workflow_id),
+            launch_plan=entity_of(spec.launch_plan),
+            workflow=entity_of(closure.workflow_id),
             principal=spec.metadata.principal,
             labels=dict(spec.labels.values),
             started_at=_time(closure, "started_at"),
@@ -63,8 +63,8 @@ def terminal_event_of(message: Any) -> Event:
             execution={"project": identity.project, "domain": identity.domain, "name": identity.name},
             phase=Phase.parse(closure.phase),
             occurred_at=_time(closure, "updated_at"),
-            launch_plan=_entity(message.spec.launch_plan),
-            workflow=_entity(closure.workflow_id),
+            launch_plan=entity_of(message.spec.launch_plan),
+            workflow=entity_of(closure.workflow_id),
             principal=message.spec.metadata.principal,
             labels=dict(message.spec.labels.values),
             started_at=_time(closure, "started_at"),
@@ -138,7 +138,7 @@ def _notification(content: bytes) -> Notification | str:
         return first_problem(error)
 
 
-def _entity(identity: Any) -> EntityId | None:
+def entity_of(identity: Any) -> EntityId | None:
     if not identity.name:
         return None
     return EntityId(

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from dispatcher.clock import Clock
 from dispatcher.dry_run import DryRun
 from dispatcher.explain import delivery_data, delivery_with_history, event_data, explanations
-from dispatcher.filters import LaunchPlanQuestion, RejectedSearch, Search, unknown_names
+from dispatcher.filters import LaunchPlanQuestion, RejectedSearch, RouteSearch, Search, unknown_names
 from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.ledger.records import Activity, Page
 from dispatcher.model.event import ExecutionId
@@ -171,6 +171,25 @@ class Api:
             ),
             Operation(
                 method="GET",
+                path="/routes",
+                name="listRoutes",
+                summary="The routes in effect, in the order in which they apply.",
+                scope=read,
+                endpoint=self._routes_in_effect,
+                response=models.Routes,
+                query=RouteSearch,
+            ),
+            Operation(
+                method="GET",
+                path="/contacts",
+                name="listContacts",
+                summary="The contacts in the settings.",
+                scope=read,
+                endpoint=self._contacts,
+                response=models.Contacts,
+            ),
+            Operation(
+                method="GET",
                 path="/rejected",
                 name="listRejected",
                 summary="Messages that could not be read, or whose rules are unknown.",
@@ -306,6 +325,16 @@ class Api:
         plan = _parsed(lambda: question.plan)
         forecast = await self._dry_run.of_launch_plan(plan, question.phases)
         return models.LaunchPlanForecast.model_validate(forecast.as_data())
+
+    async def _routes_in_effect(self, request: ApiRequest) -> BaseModel:
+        search: RouteSearch = request.query
+        book = self._dry_run.rules().routes
+        page = _parsed(lambda: search.page(book, self._dry_run.planner.contacts))
+        entries = [route.as_data() for route in page.entries]
+        return models.Routes.model_validate({"entries": entries, "next": page.next, "total": len(book)})
+
+    async def _contacts(self, _: ApiRequest) -> BaseModel:
+        return models.Contacts.model_validate({"contacts": self._dry_run.planner.contacts.as_data()})
 
     async def _rejected(self, request: ApiRequest) -> BaseModel:
         search: RejectedSearch = request.query

@@ -179,13 +179,27 @@ class PlannedDelivery(_Response):
     severity: Annotated[str, Field(description="The highest that a route or contact gives; empty if none does.")]
 
 
+class PossibleRoute(_Response):
+    """A route that applies to some executions of the launch plan."""
+
+    name: str
+    defined_at: str
+    depends_on: Annotated[
+        Sequence[str], Field(description="The keys of its matcher whose facts differ, such as `labels.team`.")
+    ]
+    condition: Annotated[str, Field(description="When it applies, in words.")]
+    deliveries: Sequence[PlannedDelivery]
+
+
 class PhaseForecast(_Response):
     """Who would be notified of an execution that enters this phase."""
 
     event: Annotated[Mapping[str, Any], Field(description="`phase`, `verdict` and `reason`.")]
     rules: Sequence[EvaluatedRule]
-    deliveries: Sequence[PlannedDelivery]
+    deliveries: Annotated[Sequence[PlannedDelivery], Field(description="Those of every execution.")]
     disabled_by: str | None
+    possible: Annotated[Sequence[PossibleRoute], Field(description="The routes that apply to some executions.")]
+    possible_left_out: Annotated[int, Field(description="The number of such routes that are not listed.")]
 
 
 class LaunchPlanForecast(_Response):
@@ -197,6 +211,53 @@ class LaunchPlanForecast(_Response):
         str, Field(description="Similar launch plans that have rules, or else all, if this one is not known.")
     ]
     phases: Sequence[PhaseForecast]
+
+
+class Route(_Response):
+    """A route in effect, as a file writes it."""
+
+    name: str
+    defined_at: str
+    match: Mapping[str, Any]
+    notify: Annotated[
+        Sequence[str | Mapping[str, Sequence[str]]],
+        Field(description="Contacts by name, and channels with recipients."),
+    ]
+    severity: str
+    stop: bool
+    rules: Annotated[str, Field(description="`add`, or `replace` if Flyte's rules don't apply where it matches.")]
+    streak: Annotated[int | None, Field(description="How many failures of the launch plan it waits for.")]
+    on: Annotated[str | None, Field(description="`resolved` if it fires when a success ends the streak.")]
+
+
+class Routes(_Response):
+    """A page of the routes in effect, in the order in which they apply."""
+
+    entries: Sequence[Route]
+    next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last page.")]
+    total: Annotated[int, Field(description="The number of all routes in effect.")]
+
+
+class ContactRecipient(_Response):
+    channel: str
+    recipient: str
+
+
+class Contact(_Response):
+    """A contact in the settings."""
+
+    name: str
+    defined_at: str
+    recipients: Annotated[Sequence[ContactRecipient], Field(description="Those that the contact lists itself.")]
+    include: Sequence[str]
+    everybody: Annotated[Sequence[ContactRecipient], Field(description="With those of the contacts that it includes.")]
+    timezone: str
+    templates: Sequence[str]
+    severity: str
+
+
+class Contacts(_Response):
+    contacts: Sequence[Contact]
 
 
 class RejectedMessage(_Response):

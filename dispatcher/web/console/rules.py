@@ -1,4 +1,4 @@
-"""The page that says who would be notified of a launch plan's executions, and why."""
+"""The pages that say who would be notified of a launch plan's executions, and which routes and contacts there are."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher.dry_run import LaunchPlanForecast, why
-from dispatcher.filters import LaunchPlanQuestion
+from dispatcher.filters import LaunchPlanQuestion, RoutePage, RouteSearch
 from dispatcher.parsing.validation_errors import first_problem
-from dispatcher.web.console.base import Console
+from dispatcher.rules.matcher_words import in_words
+from dispatcher.web.console.base import Console, read_query
 
 
 async def get(console: Console, request: Request) -> Response:
@@ -27,3 +28,26 @@ async def get(console: Console, request: Request) -> Response:
             problem = str(error)
     values = {"given": given, "problem": problem, "forecast": forecast, "why": why}
     return console.render(request, "rules.html.j2", status=400 if problem else 200, **values)
+
+
+async def list_(console: Console, request: Request) -> Response:
+    """Show the routes in effect, page by page, and the contacts."""
+    search, problem = read_query(RouteSearch, request)
+    routes, contacts = console.dry_run.rules().routes, console.dry_run.planner.contacts
+    page = RoutePage([], None)
+    if not problem:
+        try:
+            page = search.page(routes, contacts)
+        except ValueError as error:
+            problem = str(error)
+    return console.render(
+        request,
+        "routes.html.j2",
+        status=400 if problem else 200,
+        problem=problem,
+        search=search,
+        page=page,
+        total=len(routes),
+        contacts=contacts.as_data(),
+        in_words=in_words,
+    )

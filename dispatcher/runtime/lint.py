@@ -1,0 +1,74 @@
+"""Finds what is wrong with routes and contacts, beyond what makes them invalid. `dispatcher routes lint` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dispatcher.config.settings import Settings
+from dispatcher.errors import SettingsError
+from dispatcher.planning.contacts import NO_OPTIONS, Contacts
+from dispatcher.rules import RuleBook
+from dispatcher.rules.lint import problems_of
+from dispatcher.runtime.preflight import unreachable_recipients
+from dispatcher.runtime.wiring import make_planner, make_rule_files, open_channels
+
+_UNSEEN = "; rules in FlyteAdmin may name it"
+_UNUSED = "no rule in files, route, contact or fallback_recipients names it"
+
+
+class LintFinding(NamedTuple):
+    """Something to change."""
+
+    message: str
+    """A sentence. It begins with the file and line."""
+    warning: bool = False
+    """True if it may be right nevertheless."""
+
+
+def lint(settings: Settings) -> Iterator[LintFinding]:
+    """Yield what is wrong: refused routes, routes that can't match or are never reached, recipients that no channel can
+    reach, and contacts that nobody uses.
+    """
+    files = make_rule_files(settings)
+    files.load()
+    yield from (LintFinding(str(problem)) for problem in files.problems)
+    yield from (LintFinding(str(problem)) for problem in problems_of(files.book.routes.routes))
+    try:
+        planner = make_planner(settings, open_channels(settings))
+    except SettingsError as error:
+        yield from (LintFinding(settings.located(problem)) for problem in str(error).splitlines())
+        return
+    yield from map(LintFinding, unreachable_recipients(planner, files.book))
+    unseen = settings.rules.flyte_admin is not None
+    for name in unused_contacts(settings, planner.contacts, files.book):
+        message = f"contacts.{name}: {_UNUSED}{_UNSEEN if unseen else ''}"
+        yield LintFinding(settings.located(message), warning=unseen)
+
+
+def unused_contacts(settings: Settings, contacts: Contacts, book: RuleBook) -> Iterator[str]:
+    """Yield the contacts that nothing in the settings and in files names.
+
+    A contact with options is used if a rule names one of its addresses, because the options are for the address.
+    """
+    named: set[str] = set()
+    addresses: set[tuple[str, str]] = set()
+    for rule in book.rules():
+        for recipient in rule.notification.recipients:
+            named.add(recipient)
+            addresses.add((rule.notification.channel, recipient.casefold()))
+    for section in settings.channel_sections.values():
+        named.update(section.fallback_recipients)
+    if settings.canary is not None:
+        named.add(settings.canary.recipient)
+    waiting = [name for name in named if name in contacts.all]
+    used: set[str] = set()
+    while waiting:
+        if (name := waiting.pop()) not in used:
+            used.add(name)
+            waiting += contacts.all[name].include
+    addresses |= {(channel, one.casefold()) for name in used for channel, one in contacts.expand(name) or ()}
+    for name, contact in contacts.all.items():
+        own = {(channel, one.casefold()) for channel, one in contact.recipients}
+        if name not in used and (contact.options == NO_OPTIONS or not own & addresses):
+            yield name
