@@ -55,6 +55,8 @@ class Subjects:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._loaded: dict[str, _Status] = {}
+        self._streaks: dict[str, Streak] = {}
+        """The streaks that this batch changes, by launch plan."""
 
     def load(self, names: Iterable[str]) -> None:
         """Read the subjects, and lock their rows until the transaction ends."""
@@ -117,13 +119,12 @@ class Subjects:
     def record_streak(self, event: StreakEvent) -> list[RouteResult]:
         """Record an event in its launch plan's streak. Returns which of its routes fire, and why."""
         status = self._loaded[event.launch_plan]
-        streak = Streak.from_data(status.streak, status.well_since)
+        streak = self._streaks.get(event.launch_plan)
+        if streak is None:
+            streak = self._streaks[event.launch_plan] = Streak.from_data(status.streak, status.well_since)
         if event.well_since is not None:
             status.has_been_well(event.well_since)
-        results = streak.record(event, status.well_since)
-        status.streak = streak.as_data()
-        status.failed_at = streak.ends[-1] if streak.ends else None
-        return results
+        return streak.record(event, status.well_since)
 
     def record_version(self, run: NewVersion) -> bool:
         """Record a run's version. Returns True if the version is new, but not the launch plan's first version."""
@@ -139,6 +140,9 @@ class Subjects:
 
     def save(self) -> None:
         """Write all loaded subjects."""
+        for name, streak in self._streaks.items():
+            self._loaded[name].streak = streak.as_data()
+            self._loaded[name].failed_at = streak.ends[-1] if streak.ends else None
         rows = [status.row(name) for name, status in sorted(self._loaded.items())]
         insert(self._connection, subjects, rows, overwrite=True)
 
