@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, bindparam, update
 
 from channels.contract import Content
 from dispatcher.ledger.claim import lease_held
@@ -47,9 +47,8 @@ def record(
     insert(connection, rejected, [rejected_row(entry) for entry in rejections])
     completed = _with_resolved_notices(completed, added)
     changed = {entry.event.key: entry for entry, before in zip(completed, recorded, strict=True) if entry is not before}
-    for key, entry in changed.items():
-        values = {"verdict": entry.verdict, "reason": entry.reason, "considered": list(entry.considered)}
-        connection.execute(update(events).where(events.c.key == key).values(values))
+    if changed:
+        connection.execute(_COMPLETE, [_completed(entry) for entry in changed.values()])
     return RecordResult(new, [one for one in added if one.state is State.WAITING], changed)
 
 
@@ -186,6 +185,23 @@ def _event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
         "facts": EncodedJson(event.model_dump_json(exclude_defaults=True).encode()),
         "considered": list(entry.considered),
         "rules_version": entry.rules_version,
+    }
+
+
+_COMPLETE = (
+    update(events)
+    .where(events.c.key == bindparam("event"))
+    .values({name: bindparam(name) for name in ("verdict", "reason", "considered")})
+)
+
+
+def _completed(entry: RecordedEvent) -> dict[str, Any]:
+    """Return the parameters of `_COMPLETE`."""
+    return {
+        "event": entry.event.key,
+        "verdict": entry.verdict,
+        "reason": entry.reason,
+        "considered": list(entry.considered),
     }
 
 
