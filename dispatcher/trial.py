@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from operator import attrgetter
 from typing import Any
@@ -13,9 +13,10 @@ from dispatcher.dry_run import SourceOfRules
 from dispatcher.ledger import StoredEvent
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event
+from dispatcher.model.streak import Streak, StreakRoute
 from dispatcher.planning.planner import Planner
-from dispatcher.rules import AdminExecution, Decision, Route, Rule, RuleBook, Verdict, decide, decides_itself
-from dispatcher.rules.decide import flytes_matches, with_routes
+from dispatcher.rules import AdminExecution, Decision, Route, RouteBook, Rule, RuleBook, Verdict, decide, decides_itself
+from dispatcher.rules.decide import flytes_matches
 
 MAX_RECIPIENTS = 10_000
 """Recipients are counted one by one up to this number. The others are counted together."""
@@ -70,6 +71,42 @@ class Change:
 
 
 @dataclass(slots=True)
+class RouteTrial:
+    """Routes, and the streaks of launch plans, which begin with the first event."""
+
+    planner: Planner
+    routes: RouteBook
+    _streaks: dict[str, tuple[Streak, datetime | None]] = field(default_factory=dict)
+    """The streak of each launch plan, and the latest start among its successes."""
+
+    def apply(self, event: Event, flytes: Sequence[Rule], at: datetime) -> tuple[list[Rule], list[Route]]:
+        """Return the rules that apply to an event, and the routes among them. `flytes`: Flyte's rules that match.
+
+        `at`: when the event arrived. Events come in the order of their arrival.
+        """
+        matched = self.routes.decide(event).matched
+        fired = self._fired(event, matched, at)
+        applied = [route for route in matched if not route.streak or route.name in fired]
+        replaced = any(route.replaces for route in matched)
+        return [*(() if replaced else flytes), *(rule for route in applied for rule in route.rules)], applied
+
+    def _fired(self, event: Event, matched: Sequence[Route], at: datetime) -> frozenset[str]:
+        """Return the names of the routes whose streak is long enough, as the ledger does when it records the event."""
+        if not self.routes.counts_streaks:
+            return frozenset()
+        waiting = [StreakRoute(name=one.name, streak=one.streak, deliveries=()) for one in matched if one.streak]
+        counted = self.planner.streak(event, waiting, now=at)
+        if counted is None:
+            return frozenset()
+        streak, well_since = self._streaks.get(counted.launch_plan, (Streak(), None))
+        if counted.well_since is not None:
+            well_since = max(well_since or counted.well_since, counted.well_since)
+        results = streak.record(counted, well_since)
+        self._streaks[counted.launch_plan] = streak, well_since
+        return frozenset(result.route.name for result in results if result.fires)
+
+
+@dataclass(slots=True)
 class Trial:
     """Counts whom the routes of a rule book would notify. It may be given any number of events."""
 
@@ -87,8 +124,10 @@ class Trial:
     _by_day: dict[date, Counts] = field(default_factory=dict)
     _by_recipient: dict[Recipient, RecipientCounts] = field(default_factory=dict)
     _routes: dict[str, RouteCounts] = field(init=False)
+    _tried: RouteTrial = field(init=False)
 
     def __post_init__(self) -> None:
+        self._tried = RouteTrial(self.planner, self.book.routes)
         self._routes = {route.name: RouteCounts(route) for route in self.book.routes.routes}
 
     def add_recorded(self, stored: StoredEvent, was: Iterable[Recipient]) -> None:
@@ -96,24 +135,26 @@ class Trial:
 
         Flyte's rules are those that were evaluated then; only the routes are evaluated anew.
         """
-        event = stored.event
+        event, at = stored.event, stored.recorded_at
         if event.is_canary:
             return
         rules: Sequence[Rule] = ()
         if stored.verdict != Verdict.DISABLED:
-            routing = self.book.routes.decide(event)
-            rules = with_routes(flytes_matches(event, stored.considered), routing)
-            self._count_routes(event, routing.matched)
-        self._add(event, was, self._recipients(event, rules), stored.recorded_at)
+            rules = self._by_routes(event, flytes_matches(event, stored.considered), at)
+        self._add(event, was, self._recipients(event, rules), at)
 
-    def add_event(self, event: Event, before: Decision, decision: Decision) -> None:
-        """Count an event that was not recorded. `before`: the decision by other routes, `decision`: by the book's."""
+    def add_event(self, event: Event, flytes: Decision, before: RouteTrial) -> None:
+        """Count an event that was not recorded. `flytes`: the decision by Flyte's rules alone. `before`: the routes to
+        compare with.
+        """
         if event.is_canary:
             return
-        names = dict.fromkeys(rule.name for rule in decision.matched if rule.name)
-        self._count_routes(event, [self._routes[name].route for name in names])
-        was, would_be = self._recipients(event, before.matched), self._recipients(event, decision.matched)
-        self._add(event, was, would_be, event.occurred_at)
+        was: Sequence[Rule] = ()
+        rules: Sequence[Rule] = ()
+        if flytes.verdict not in {Verdict.DISABLED, Verdict.TOO_MANY_RULES}:
+            was, _ = before.apply(event, flytes.matched, event.occurred_at)
+            rules = self._by_routes(event, flytes.matched, event.occurred_at)
+        self._add(event, self._recipients(event, was), self._recipients(event, rules), event.occurred_at)
 
     def as_data(self, span: timedelta | None = None) -> dict[str, Any]:
         """Return the counts as JSON data. `span`: how much time the events are from; None for that between the first and
@@ -149,15 +190,17 @@ class Trial:
         planned = self.planner.plan(event, rules, now=event.occurred_at) if rules else ()
         return {(one.channel, address) for one in planned if one.state is State.WAITING for address in one.addresses}
 
-    def _count_routes(self, event: Event, matched: Iterable[Route]) -> None:
-        for route in matched:
+    def _by_routes(self, event: Event, flytes: Sequence[Rule], at: datetime) -> Sequence[Rule]:
+        """Return the rules that apply to an event, and count the routes. `flytes`: Flyte's rules that match."""
+        rules, applied = self._tried.apply(event, flytes, at)
+        for route in applied:
             self._routes[route.name].matched += 1
-        if event.looked_up:
-            return
-        for possible in self.book.routes.possible(event)[0]:
-            counts = self._routes[possible.route.name]
-            counts.undecided += 1
-            counts.unknown.update(possible.depends_on)
+        if not event.looked_up:
+            for possible in self.book.routes.possible(event)[0]:
+                counts = self._routes[possible.route.name]
+                counts.undecided += bool(possible.depends_on)
+                counts.unknown.update(possible.depends_on)
+        return rules
 
     def _add(self, event: Event, was: Iterable[Recipient], would_be: Iterable[Recipient], at: datetime) -> None:
         self.events += 1
@@ -223,17 +266,20 @@ def _change_data(change: Change) -> dict[str, Any]:
     return {"event": change.event, "new": named(change.new), "no_longer": named(change.no_longer)}
 
 
-async def try_events(trial: Trial, events: Iterable[Event], before: RuleBook, admin: SourceOfRules | None) -> None:
-    """Count the terminal events among these. `before`: the rules to compare with. Raises FlyteAdminUnavailable.
+async def try_events(trial: Trial, events: Iterable[Event], before: RouteBook, admin: SourceOfRules | None) -> None:
+    """Count the terminal events among these. `before`: the routes to compare with. Raises FlyteAdminUnavailable.
 
     `admin`: FlyteAdmin, which is asked as intake asks it; None if it is not configured.
     """
+    compared = RouteTrial(trial.planner, before)
+    flytes = replace(trial.book, routes=RouteBook())
+    with_before = replace(trial.book, routes=before)
     for given in events:
         event, answer = given, None
         if not event.phase.terminal:
             continue
-        if admin is not None and not (decides_itself(event, before) and decides_itself(event, trial.book)):
+        if admin is not None and not (decides_itself(event, with_before) and decides_itself(event, trial.book)):
             answer = await admin.look_up(event.execution)
             if isinstance(answer, AdminExecution):
                 event = answer.complete(event)
-        trial.add_event(event, decide(event, before, answer), decide(event, trial.book, answer))
+        trial.add_event(event, decide(event, flytes, answer), compared)

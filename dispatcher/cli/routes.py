@@ -47,7 +47,8 @@ def _notified(route: Route) -> str:
 
 
 def _options(route: Route) -> str:
-    given = (route.severity, "stops" if route.stop else "", "replaces Flyte's rules" if route.replaces else "")
+    waits = f"waits for {route.awaited}" if route.streak else ""
+    given = (route.severity, waits, "stops" if route.stop else "", "replaces Flyte's rules" if route.replaces else "")
     return ", ".join(filter(None, given))
 
 

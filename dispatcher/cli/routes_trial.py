@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
-    from dispatcher.rules import RuleBook
+    from dispatcher.rules import RouteBook
     from dispatcher.trial import Trial
 
 _MAX_ROWS = 30
@@ -55,6 +55,7 @@ def try_routes(
     import asyncio
 
     from dispatcher.config.settings import load
+    from dispatcher.rules import RouteBook
     from dispatcher.runtime.wiring import make_planner, open_channels
     from dispatcher.trial import Trial
 
@@ -68,7 +69,8 @@ def try_routes(
         compared_with, span = "who was notified", asyncio.run(_recorded(settings, trial, since or ""))
     else:
         compared_with = "the routes in the settings" if routes else "Flyte's rules alone"
-        asyncio.run(_in_file(settings, trial, events, _before(settings, trial, routes)))
+        before = rules_in_files(settings).routes if routes else RouteBook()
+        asyncio.run(_in_file(settings, trial, events, before))
     data = {"compared_with": compared_with, **trial.as_data(span)}
     if as_json:
         write_json(data)
@@ -88,16 +90,7 @@ async def _recorded(settings: Settings, trial: Trial, since: str) -> timedelta:
     return now - start
 
 
-def _before(settings: Settings, trial: Trial, routes: Sequence[Path] | None) -> RuleBook:
-    """Return the rules to compare with."""
-    from dataclasses import replace
-
-    from dispatcher.rules import RouteBook
-
-    return rules_in_files(settings) if routes else replace(trial.book, routes=RouteBook())
-
-
-async def _in_file(settings: Settings, trial: Trial, file: Path, before: RuleBook) -> None:
+async def _in_file(settings: Settings, trial: Trial, file: Path, before: RouteBook) -> None:
     """Try the events in a file. Raises BadParameter, which names the file, if they can't be read."""
     from dispatcher.clock import SystemClock
     from dispatcher.errors import Unreadable

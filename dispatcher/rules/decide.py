@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -197,12 +197,6 @@ def flytes_matches(event: Event, considered: Iterable[Mapping[str, Any]]) -> lis
         if not rule["name"]
         and (rule["matched"] or (rule["reason"].startswith(_REPLACED_BY_ROUTE) and event.phase in rule["phases"]))
     ]
-
-
-def with_routes(matched: Sequence[Rule], routing: Routing) -> list[Rule]:
-    """Return the rules that apply to an event. `matched`: Flyte's rules that match. `routing`: the routes that apply."""
-    flytes = () if any(route.replaces for route in routing.matched) else matched
-    return [*flytes, *(rule for route in routing.matched for rule in route.rules)]
 
 
 def _own_rules(event: Event) -> list[Rule]:

@@ -51,12 +51,15 @@ class Route:
     def __post_init__(self) -> None:
         reason = "all its conditions hold"
         if self.streak:
-            failures = "1 failure" if self.streak == 1 else f"{self.streak} failures"
-            reason = (
-                f"its conditions hold; it waits for {'the end of ' if self.at_the_end else ''}a streak of {failures}"
-            )
+            reason = f"its conditions hold; it waits for {self.awaited}"
         rows = [Considered(rule, not self.streak, reason, applies=not self.streak) for rule in self.rules]
         object.__setattr__(self, "evaluated", tuple(rows))
+
+    @property
+    def awaited(self) -> str:
+        """What a route with a streak waits for."""
+        failures = "1 failure" if self.streak == 1 else f"{self.streak} failures"
+        return f"{'the end of ' if self.at_the_end else ''}a streak of {failures}"
 
     def keys_needing_admin(self) -> frozenset[str]:
         """Return the keys whose facts Flyte's own events may lack, and `launch_plan` if the route has a streak."""
@@ -104,15 +107,23 @@ class PossibleRoute:
 
     route: Route
     depends_on: tuple[str, ...]
-    """The keys of its matcher whose facts are different from execution to execution, such as `labels.team`."""
+    """The keys of its matcher whose facts are different from execution to execution, such as `labels.team`. Empty if it
+    depends on the launch plan's streak alone."""
 
     @property
     def condition(self) -> str:
         """When it applies, in words, and what then happens to other rules."""
-        words = in_words(self.route.match, self.depends_on)
-        after = "; then no later route applies" if self.route.stop else ""
-        after += "; then Flyte's rules don't apply" if self.route.replaces else ""
-        return f"{'' if words.startswith('unless ') else 'only if '}{words}{after}"
+        parts = []
+        if self.depends_on:
+            words = in_words(self.route.match, self.depends_on)
+            parts.append(words if words.startswith("unless ") else f"only if {words}")
+        if self.route.streak:
+            parts.append(f"waits for {self.route.awaited}")
+        if self.depends_on and self.route.stop:
+            parts.append("then no later route applies")
+        if self.depends_on and self.route.replaces:
+            parts.append("then Flyte's rules don't apply")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +201,7 @@ class RouteBook:
         return Routing(tuple(matched), tuple(near), left_out)
 
     def possible(self, event: Event) -> tuple[list[PossibleRoute], int]:
-        """Return the routes of which facts that the event lacks decide whether they match, in their order.
+        """Return the routes that may apply, in their order: facts that the event lacks decide it, or a streak.
 
         At most `MAX_RULES`; the second value is the number of the others.
         """
@@ -198,10 +209,13 @@ class RouteBook:
         stops = (places[one.name] for one, tests in candidates if one.stop and all_hold(tests, event))
         last = next(stops, len(places))
         found = {one.name: one for one in chain((one for one, _ in candidates), self._index.undecidable(event))}
-        undecided = [one for one in found.values() if places[one.name] < last and one.match.holds(event) is None]
-        undecided.sort(key=lambda one: places[one.name])
-        first = [PossibleRoute(one, one.match.unknown(event)) for one in undecided[:MAX_RULES]]
-        return first, len(undecided) - len(first)
+        first = sorted((one for one in found.values() if places[one.name] <= last), key=lambda one: places[one.name])
+        holding = ((one, one.match.holds(event)) for one in first)
+        undecided = [(one, holds) for one, holds in holding if holds is None or (holds and one.streak)]
+        possible = [
+            PossibleRoute(one, () if holds else one.match.unknown(event)) for one, holds in undecided[:MAX_RULES]
+        ]
+        return possible, len(undecided) - len(possible)
 
     def needs_flyte_admin(self, event: Event) -> bool:
         """True if it depends on a fact that the event lacks whether a route matches, or which streak the event belongs to."""

@@ -31,6 +31,15 @@ routes:
   - name: last
     match: {domain: production, phase: FAILED, labels: {team: [ml, data]}}
     notify: [on-call]
+  - name: third
+    match: {domain: production, phase: FAILED}
+    notify: [on-call]
+    streak: 3
+  - name: works-again
+    match: {domain: production, principal: jo}
+    notify: [on-call]
+    streak: 2
+    on: resolved
 """
 SLOW = "error.message matches (?i)oom, duration is longer than 2:00:00"
 CONTACTS = {
@@ -71,6 +80,8 @@ async def test_routes_are_listed_in_their_order_as_files_write_them(config: str,
         ("every-failure", f"{place}:7"),
         ("slow", f"{place}:10"),
         ("last", f"{place}:15"),
+        ("third", f"{place}:18"),
+        ("works-again", f"{place}:22"),
     ]
     written = {"routes": [{name: one[name] for name in one if name != "defined_at" and one[name]} for one in found]}
     (tmp_path / "routes" / "production.yaml").write_text(yaml.safe_dump(written))
@@ -83,14 +94,15 @@ async def test_routes_are_listed_in_their_order_as_files_write_them(config: str,
         SLOW,
         "ml-team, email: audit@example.com",
         "stops, replaces Flyte's rules",
+        "waits for the end of a streak of 2 failures",
     ):
         assert words in answer.out
 
 
 async def test_routes_to_somebody_are_those_that_name_a_contact_with_the_address(config: str) -> None:
     for recipient, names in (
-        ("ML@example.com", ["production-failures", "last"]),
-        ("on-call", ["last"]),
+        ("ML@example.com", ["production-failures", "last", "third", "works-again"]),
+        ("on-call", ["last", "third", "works-again"]),
         ("#OPS", ["every-failure"]),
         ("nobody", []),
     ):
@@ -128,16 +140,20 @@ async def test_rules_who_says_which_routes_match_and_what_the_others_depend_on(c
         ("production-failures", ["not.labels.tier"]),
         ("slow", ["duration", "error.message"]),
         ("last", ["labels.team"]),
+        ("third", []),
     ]
     assert [one["condition"] for one in failed["possible"]] == [
         "unless labels.tier is 3",
         f"only if {SLOW}; then no later route applies; then Flyte's rules don't apply",
         "only if labels.team is ml or data",
+        "waits for a streak of 3 failures",
     ]
     named = [to for one in failed["possible"][0]["deliveries"] for to in one["addresses"]]
     assert named == ["ml@example.com", "#ml-alerts", "audit@example.com"]
     assert failed["possible"][0]["deliveries"][0]["severity"] == "critical"
-    assert (phases["ABORTED"]["possible"], phases["SUCCEEDED"]["possible"]) == ([], [])
+    (resolved,) = phases["SUCCEEDED"]["possible"]
+    assert resolved["condition"] == "only if principal is jo; waits for the end of a streak of 2 failures"
+    assert phases["ABORTED"]["possible"] == []
 
     answer = await invoke("rules", "who", "flytesnacks/production/train", "--config", config)
     assert answer.status == 0

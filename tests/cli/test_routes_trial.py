@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,28 @@ def test_other_routes_on_a_recorded_event_are_what_they_would_have_been(
     )
 
 
+def test_a_route_with_a_streak_fires_once_a_streak() -> None:
+    third = replace(a_route("third", "third@example.com"), streak=3)
+    again = replace(a_route("again", "again@example.com", phase="SUCCEEDED"), streak=2, at_the_end=True)
+    trial = Trial(PLANNER, RuleBook({}, RouteBook((third, again))))
+    for number, phase in enumerate("FFFFSFFSFS"):
+        finished = NOW + timedelta(minutes=number)
+        event = an_event(
+            Phase.FAILED if phase == "F" else Phase.SUCCEEDED, name=f"a{number}", launch_plan=a_launch_plan()
+        ).model_copy(update={"occurred_at": finished, "started_at": finished - timedelta(seconds=30)})
+        trial.add_recorded(replace(stored(event, RuleBook())[0], recorded_at=finished), set())
+    data = trial.as_data()
+    assert [(one["name"], one["matched"], one["undecided"]) for one in data["routes"]] == [
+        ("third", 1, 0),
+        ("again", 2, 0),
+    ]
+    assert [(one["event"].split("/")[2], one["new"][0]["address"]) for one in data["changes"]] == [
+        ("a2", "third@example.com"),
+        ("a4", "again@example.com"),
+        ("a7", "again@example.com"),
+    ]
+
+
 def test_changes_recipients_and_days_are_bounded_and_the_others_counted() -> None:
     trial = Trial(PLANNER, RuleBook({}, RouteBook((a_route("all", labels={"team": "ml"}),))))
     for number in range(MAX_CHANGES + 20):
@@ -101,9 +124,7 @@ def test_changes_recipients_and_days_are_bounded_and_the_others_counted() -> Non
         )
         entry, _ = stored(event, RuleBook())
         day = event.occurred_at
-        trial.add_recorded(
-            StoredEvent(**{**_fields(entry), "recorded_at": day}), {("email", f"old{number}@example.com")}
-        )
+        trial.add_recorded(replace(entry, recorded_at=day), {("email", f"old{number}@example.com")})
     data = trial.as_data()
     assert (len(data["changes"]), data["changes_left_out"]) == (MAX_CHANGES, 20)
     assert data["routes"][0] == {
@@ -117,10 +138,6 @@ def test_changes_recipients_and_days_are_bounded_and_the_others_counted() -> Non
     assert (first["address"], first["would_be"], first["most_in_a_day"]) == ("all@example.com", 60, 30)
     assert len(others) == 120
     assert (data["days"], first["a_day"], len(data["by_day"])) == (3.0, 20.0, 4)
-
-
-def _fields(entry: StoredEvent) -> dict[str, Any]:
-    return {name: getattr(entry, name) for name in StoredEvent.__slots__}
 
 
 async def test_the_ledgers_events_are_read_page_by_page_with_whom_they_were_to_notify(ledger: Ledger) -> None:
