@@ -57,9 +57,9 @@ INSERT INTO events (key, project, domain, name, phase, launch_plan, occurred_at,
 SELECT 'flytesnacks/production/' || {name} || '/FAILED', 'flytesnacks', 'production', {name}, 'FAILED', 'train.' || (n % 100),
   {at}, {at}, 'flyte-cloudevents/0@' || n, 'matched', '1 rule matched', {empty}, {empty} FROM {numbers};
 INSERT INTO contents (content_hash, body) SELECT {digest}, {empty} FROM {numbers};
-INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt, created_at,
+INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rules, state, reason, attempt, in_doubt, created_at,
   due_at, retry_window_start, settled_at, occurred_at, thread, thread_at, subject, kind, slot_reserved)
-SELECT {key}, 'flytesnacks/production/' || {name} || '/FAILED', 'slack', '["#alerts"]', '["C0123456789"]', {digest}, 'test',
+SELECT {key}, 'flytesnacks/production/' || {name} || '/FAILED', 'slack', '["#alerts"]', '["C0123456789"]', {digest}, '[["", "test"]]',
   'sent', '', 1, {false}, {at}, {at}, {at}, {at}, {at}, 'train.' || (n % 100), {at},
   'flytesnacks/production/train.' || (n % 100), 'notification', {false} FROM {numbers};
 INSERT INTO attempts (delivery, number, started_at, ended_at, outcome, status, answer, reason)

@@ -21,18 +21,20 @@ _SQLITE = (
     """,
     f"INSERT INTO contents VALUES ('c', CAST('{_MAIL}' AS BLOB))",
     f"""
-    INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
+    INSERT INTO events (key, project, domain, name, phase, launch_plan, occurred_at, recorded_at, position, verdict, reason,
+      facts, considered)
+    SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
       CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched',
       '1 rule matched', CAST({_FACTS} AS BLOB), CAST('[]' AS BLOB) FROM n
     """,
     """
-    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
+    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rules, state, reason, attempt, in_doubt,
       created_at, due_at, retry_window_start, settled_at, occurred_at, kind, slot_reserved)
     SELECT printf('%032x', i * 3 + j), 'p/d/e' || i || '/FAILED',
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
-      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, 0,
+      'c', '[["", "test"]]', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, 0,
       at, at, at, at, at, 'notification', 0
     FROM n, (SELECT 0 AS j UNION ALL SELECT 1 UNION ALL SELECT 2)
     """,
@@ -57,18 +59,20 @@ _POSTGRES = (
     """,
     f"INSERT INTO contents VALUES ('c', convert_to('{_MAIL}', 'UTF8'))",
     f"""
-    INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
+    INSERT INTO events (key, project, domain, name, phase, launch_plan, occurred_at, recorded_at, position, verdict, reason,
+      facts, considered)
+    SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
       CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched',
       '1 rule matched', convert_to({_FACTS}, 'UTF8'), convert_to('[]', 'UTF8') FROM n
     """,
     """
-    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
+    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rules, state, reason, attempt, in_doubt,
       created_at, due_at, retry_window_start, settled_at, occurred_at, kind, slot_reserved)
     SELECT lpad(to_hex(i * 3 + j), 32, '0'), 'p/d/e' || i || '/FAILED',
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
-      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, false,
+      'c', '[["", "test"]]', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, false,
       at, at, at, at, at, 'notification', false
     FROM n, generate_series(0, 2) AS j
     """,
