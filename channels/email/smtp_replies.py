@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from channels.contract import EXCERPT, Answer, ChannelError, Later, Misconfigured, Never
+from channels.contract import EXCERPT, Answer, ChannelError, Later, Misconfigured, Never, UnknownRecipient
 from channels.email.answers import Fault, Step, sort
 
 CLOSING = 421
@@ -29,7 +29,8 @@ def refusal_error(step: Step, code: int, text: str) -> ChannelError:
         return Later(f"the relay closes: {reply}", answer=answer(code, text), provider_wide=True)
     if rule.fault is Fault.LIMIT or 400 <= code < 500:
         return Later(f"the relay did not take the {step} yet: {reply}", answer=answer(code, text))
-    return Never(f"the relay refused the {step}: {reply}", answer=answer(code, text))
+    refused = UnknownRecipient if step == "recipient" else Never
+    return refused(f"the relay refused the {step}: {reply}", answer=answer(code, text))
 
 
 def connection_refused(where: str, step: Step, code: int, text: str) -> Later:
@@ -51,7 +52,7 @@ def login_refused(where: str, step: Step, code: int, text: str) -> Later:
 def most_retryable(failures: Mapping[str, ChannelError]) -> ChannelError:
     """Return one error for all failed recipients.
 
-    It is the first `Later` if there is one, because the mail is then retried; else a `Never` that contains all reasons.
+    It is the first `Later` if there is one, because the mail is then retried; else an error that contains all reasons.
     """
     for failure in failures.values():
         if isinstance(failure, Later):
@@ -59,7 +60,8 @@ def most_retryable(failures: Mapping[str, ChannelError]) -> ChannelError:
     first = next(iter(failures.values()))
     if len(failures) == 1:
         return first
-    return Never(
+    refused = UnknownRecipient if all(isinstance(one, UnknownRecipient) for one in failures.values()) else Never
+    return refused(
         "; ".join(f"{recipient}: {failure.reason}" for recipient, failure in failures.items()), answer=first.answer
     )
 

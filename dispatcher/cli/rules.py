@@ -1,4 +1,4 @@
-"""`dispatcher rules`: lists the rules in files, and says who would be notified of a launch plan's executions."""
+"""`dispatcher rules`: lists the rules in files, who would be notified of a launch plan, and owners who are not known."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import typer
 from dispatcher.cli._choices import PHASES
 from dispatcher.cli._dry_run import dry_run, rules_in_files
 from dispatcher.cli._filters import Filters, with_filters
-from dispatcher.cli._options import AsJson, Config
-from dispatcher.cli._output import log_warnings_only, write_json, write_line, write_table
+from dispatcher.cli._open_ledger import with_ledger
+from dispatcher.cli._options import AsJson, Config, Limit
+from dispatcher.cli._output import log_warnings_only, when_text, write_json, write_line, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -120,6 +121,37 @@ def who(
         write_line(f"dispatcher: there are no rules for launch plan {forecast.plan}{hint}", err=True)
         if not forecast.notified:
             raise typer.Exit(1)
+
+
+@rules.command()
+def owners(config: Config = None, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List whose executions have no known owner, or an owner with an address that no provider knows, newest first. Each
+    principal and label value is listed once, with the newest execution.
+    """
+    from dispatcher.clock import SystemClock
+    from dispatcher.safe_text import visible
+
+    now = SystemClock().now()
+    found = with_ledger(config, lambda ledger: ledger.owners.unresolved(limit=limit))
+    if as_json:
+        write_json([one._asdict() for one in found])
+        return
+    write_table(
+        ("PRINCIPAL", "LABEL", "EVENTS", "LAST", "NOTIFIED", "REASON", "EXECUTION"),
+        [
+            (
+                visible(one.principal) or "none",
+                visible(one.label) or "none",
+                one.events,
+                when_text(one.last_at, now=now),
+                one.instead or "nobody",
+                visible(one.reason),
+                one.event.rpartition("/")[0],
+            )
+            for one in found
+        ],
+        head=2,
+    )
 
 
 def _print(forecast: LaunchPlanForecast) -> None:

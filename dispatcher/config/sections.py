@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from datetime import UTC, timedelta, tzinfo
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -32,7 +33,8 @@ from dispatcher.model.severity import Severity
 from dispatcher.parsing.duration import Duration
 from dispatcher.rendering.context import PROPELLER_LABELS
 from dispatcher.rendering.template_set import TemplateSet
-from dispatcher.rules.matcher import Matcher
+from dispatcher.rules.matcher import MAX_PATTERN, Matcher, expression
+from dispatcher.rules.owners import OWNER, mail_pattern
 
 DEFAULT_LEDGER = "sqlite+aiosqlite:///./dispatcher.db"
 _URL_WITH_PASSWORD = re.compile(r"[^:/]+://[^:/@]*:")
@@ -46,7 +48,15 @@ class Section(BaseModel):
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(comma_list)]
 Recipients = Annotated[tuple[str, ...], AfterValidator(named_recipients), BeforeValidator(comma_list)]
-ContactName = Annotated[str, AfterValidator(lambda name: named_recipients([name])[0])]
+
+
+def _contact_name(name: str) -> str:
+    if (named := named_recipients([name])[0]) == OWNER:
+        raise ValueError(f"{OWNER} means the owner of an execution, so no contact has this name: choose another")
+    return named
+
+
+ContactName = Annotated[str, AfterValidator(_contact_name)]
 """A rule names a contact in the place of a recipient, so both have the same form."""
 
 
@@ -122,6 +132,32 @@ class ContactOptions(Section):
         if not self.recipients and not self.include:
             channels = ", ".join(CHANNEL_TYPES)
             raise ValueError(f"nobody is in it: give recipients of one of {channels}, or include other contacts")
+        return self
+
+
+class OwnersSettings(Section):
+    """Who the owner of an execution is. A route notifies the owner if its `notify` has `owner`. The first option that
+    finds somebody decides, in this order.
+    """
+
+    map: Mapping[Annotated[str, Field(min_length=1)], ContactName] = Field(default_factory=dict)
+    """Mapping from a principal, as FlyteAdmin names who started an execution, to a contact."""
+    label: str = ""
+    """Name of the label whose value may be the name of a contact."""
+    pattern: Annotated[str, AfterValidator(lambda text: mail_pattern(text) if text else text)] = ""
+    """The mail address of a principal, such as `{principal}@example.com`."""
+    principals: Annotated[str, Field(max_length=MAX_PATTERN), AfterValidator(expression)] = ""
+    """Regular expression in RE2's syntax for the principals that `pattern` is for, such as `[a-z]+`. It must match the
+    whole principal, which may also be a service or the subject id of an identity provider."""
+    fallback: ContactName | None = None
+    """The contact that is notified if the owner is not known, or if no provider knows the owner's address."""
+
+    @model_validator(mode="after")
+    def _finds_somebody(self) -> Self:
+        if not self.map and not self.label and not self.pattern:
+            raise ValueError("it finds nobody: give map, label, or pattern and principals")
+        if bool(self.pattern) != bool(self.principals):
+            raise ValueError("give pattern and principals together: a principal may be a service or a subject id")
         return self
 
 

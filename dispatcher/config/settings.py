@@ -28,6 +28,7 @@ from dispatcher.config.sections import (
     ContactOptions,
     IntakeSettings,
     LedgerSettings,
+    OwnersSettings,
     ReconcileSettings,
     RulesSettings,
     TemplateSettings,
@@ -102,6 +103,7 @@ class Settings(BaseSettings):
     contacts: Mapping[ContactName, _Contact] = Field(default_factory=dict)  # type: ignore[valid-type]  # type created at run time
     """Mapping from a contact's name to its recipients. A recipient in a rule that equals a contact's name means all of
     the contact's recipients."""
+    owners: OwnersSettings | None = None
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: Annotated[str, AfterValidator(_http_url_or_nothing)] = ""
@@ -207,6 +209,8 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
 
 def _resolve_value(name: str, value: Any, base: Path) -> Any:
     match name, value:
+        case (("map" | "labels"), dict()):  # its keys are principals or labels, whatever they are called
+            return value
         case "url", str() if value.startswith("sqlite") and ":///" in value:
             driver, _, file = value.partition(":///")
             return value if file == ":memory:" else f"{driver}:///{base / file}"

@@ -6,7 +6,7 @@ Every exception about one delivery ends here, and everything after an attempt wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
@@ -275,8 +275,7 @@ class Attempts:
         written.
         """
         accepted = isinstance(settlement.outcome, Sent) and self.follow_ups.refused
-        follow_ups = await self._planned_follow_ups(settlement)
-        complete = replace(settlement, follow_ups=follow_ups) if follow_ups else settlement
+        complete = await self._with_follow_ups(settlement)
         try:
             counted = await self.options.ledger.settle(complete)
         except LedgerFailed:
@@ -285,7 +284,7 @@ class Attempts:
         if accepted:
             await self.follow_ups.end_refusal()
         self.options.on_settled(complete, counted)
-        if follow_ups:
+        if complete.follow_ups:
             self.wake()
         return counted
 
@@ -301,11 +300,12 @@ class Attempts:
                 return part, await self.options.ledger.settle(part)
             except LedgerFailed as error:
                 log.error("the ledger can't write an outcome", **log_fields(part.delivery), reason=str(error))
-        bare = replace(plain, follow_ups=())
+        bare = replace(plain, follow_ups=(), unresolved_owner=None)
         return bare, await self.options.ledger.settle(bare)
 
-    async def _planned_follow_ups(self, settlement: Settlement) -> Sequence[Delivery]:
-        """Return the new deliveries that an outcome causes, or none if they can't be planned, not even the second time.
+    async def _with_follow_ups(self, settlement: Settlement) -> Settlement:
+        """Return the settlement with the new deliveries that its outcome causes. They are left out if they can't be
+        planned, not even the second time.
 
         The outcome is settled in any case, so that a message that was sent is not sent again. Raises LedgerUnavailable.
         """
@@ -318,7 +318,7 @@ class Attempts:
                 log.error("follow-ups could not be planned", **log_fields(settlement.delivery), exc_info=error)
                 self.options.on_failed()
                 await self.brake.test()
-        return ()
+        return settlement
 
 
 def settlement_of(

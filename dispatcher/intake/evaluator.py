@@ -244,6 +244,7 @@ class Evaluator:
             version=None if disabled else self.planner.new_version(event, decision.rules, now=now),
             success=None if disabled else self.planner.success(event, now=now),
             streak=self.planner.streak(event, routes, now=now) if counted else None,
+            unresolved_owner=decision.owner.unresolved(event, now) if decision.owner is not None else None,
             rules_version=book.version,
             kind=type_label(terminal.headers),
             span=terminal.span,
@@ -262,7 +263,12 @@ class Evaluator:
         filled = iter(self.contents.fill(event, [delivery for several in planned for delivery in several]))
         deliveries, *of_routes = [tuple(islice(filled, len(several))) for several in planned]
         routes = [
-            StreakRoute(name=route.name, streak=route.streak, deliveries=several)
+            StreakRoute(
+                name=route.name,
+                streak=route.streak,
+                deliveries=several,
+                unresolved_owner=route.owner.unresolved(event, now) if route.owner is not None else None,
+            )
             for route, several in zip(decision.waiting, of_routes, strict=True)
         ]
         return deliveries, routes

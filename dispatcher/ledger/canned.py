@@ -18,6 +18,7 @@ from dispatcher.ledger.settle import settle
 from dispatcher.model.delivery import Cause, Delivery, NewVersion, Sent, Success, delivery_key, thread_key
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId, Options
 from dispatcher.model.notification import Notification
+from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, Feedback, RateLimit, parse_rate
 from dispatcher.model.streak import StreakEvent, StreakRoute
@@ -134,6 +135,9 @@ def _entry(event: Event, deliveries: Sequence[Delivery] = (), **facts: Any) -> R
         considered=[{"name": _TEXT, "defined_at": _TEXT}],
         rules_version="0" * 16,
         deliveries=deliveries,
+        unresolved_owner=UnresolvedOwner(
+            event.key, _TEXT, _TEXT, _TEXT, event.key, event.occurred_at, event.occurred_at
+        ),
         span=_CannedSpan(),
         **facts,
     )

@@ -5,13 +5,15 @@ That happens in the transaction that records the event, because only the ledger 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dispatcher.ledger.places import Place, places, without
 from dispatcher.ledger.records import RecordedEvent
 from dispatcher.ledger.threads import Subjects
 from dispatcher.model.delivery import Delivery, Kind
+from dispatcher.model.owner import FoundBy
 from dispatcher.model.severity import highest
 from dispatcher.model.streak import RouteResult
 from dispatcher.model.verdict import Verdict
@@ -37,22 +39,32 @@ def _with_results(entry: RecordedEvent, results: Sequence[RouteResult]) -> Recor
     fired = [result for result in results if result.fires]
     by_name = {result.route.name: result for result in results}
     considered = [
-        {**rule, "matched": result.fires, "reason": result.reason}
-        if (result := by_name.get(rule.get("name", ""))) is not None
-        else rule
+        _with_result(rule, result) if (result := by_name.get(rule.get("name", ""))) is not None else rule
         for rule in entry.considered
     ]
+    owners = [entry.unresolved_owner, *(result.route.unresolved_owner for result in fired)]
     parts = [entry.reason, *_in_words(fired, "fired")]
     parts += _in_words([result for result in results if not result.fires], "did not fire")
     return replace(
         entry,
-        verdict=Verdict.MATCHED if fired and entry.verdict == Verdict.NO_MATCHING_RULE else entry.verdict,
+        verdict=Verdict.MATCHED
+        if entry.verdict == Verdict.NO_MATCHING_RULE and any(rule["matched"] for rule in considered)
+        else entry.verdict,
         reason="; ".join(parts),
         considered=considered,
         deliveries=merged(entry.deliveries, [result.route.deliveries for result in fired])
         if fired
         else entry.deliveries,
+        unresolved_owner=next((owner for owner in owners if owner is not None), None),
     )
+
+
+def _with_result(rule: Mapping[str, Any], result: RouteResult) -> Mapping[str, Any]:
+    """Return an evaluated rule with what became of its route. It matches nobody if it is for an owner who is nobody."""
+    owner = rule.get("owner")
+    matched = result.fires and (owner is None or owner["found_by"] != FoundBy.NOBODY)
+    reason = result.reason if owner is None else f"{result.reason}; {owner['reason']}"
+    return {**rule, "matched": matched, "reason": reason}
 
 
 def _in_words(results: Sequence[RouteResult], became: str) -> list[str]:

@@ -17,6 +17,7 @@ from dispatcher.ledger.checkpoints import Checkpoints
 from dispatcher.ledger.engine import TIMEOUT, Database, RollBack
 from dispatcher.ledger.history import History
 from dispatcher.ledger.names import Names
+from dispatcher.ledger.owners import Owners
 from dispatcher.ledger.queries import Queries
 from dispatcher.ledger.records import (
     Action,
@@ -66,6 +67,7 @@ class Ledger:
         self.checkpoints = Checkpoints(self._database)
         self.refusals = Refusals(self._database)
         self.replicas = Replicas(self._database)
+        self.owners = Owners(self._database)
 
     async def open(self) -> Self:
         """Create or upgrade the tables. Raises LedgerIncompatible for a ledger that this version can't work with."""
@@ -218,10 +220,10 @@ class Ledger:
 
         Also deletes: their deliveries and attempts; contents that no other delivery uses; up to `limit` rejected
         messages that were received before this time; subjects that have no deliveries, no later success and no later
-        failure in a streak, and their versions; outdated states of destinations; actions from before this time whose
-        deliveries are all deleted. Moves `complete_since` forward to the newest event or rejected message before this
-        time. Returns how many events and rejected messages were deleted. A small limit keeps the transaction short, so
-        that workers do not wait for it.
+        failure in a streak, and their versions; outdated states of destinations; unresolved owners without a later
+        event; actions from before this time whose deliveries are all deleted. Moves `complete_since` forward to the
+        newest event or rejected message before this time. Returns how many events and rejected messages were deleted.
+        A small limit keeps the transaction short, so that workers do not wait for it.
 
         `action`: recorded if something was deleted; None if no operator asked for it.
         """

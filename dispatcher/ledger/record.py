@@ -12,6 +12,7 @@ import orjson
 from sqlalchemy import Connection, bindparam, update
 
 from channels.contract import Content
+from dispatcher.ledger import owners
 from dispatcher.ledger.claim import lease_held
 from dispatcher.ledger.column_types import EncodedJson, to_json
 from dispatcher.ledger.fired import with_fired_routes
@@ -49,6 +50,7 @@ def record(
     changed = {entry.event.key: entry for entry, before in zip(completed, recorded, strict=True) if entry is not before}
     if changed:
         connection.execute(_COMPLETE, [_completed(entry) for entry in changed.values()])
+    owners.add(connection, [one.unresolved_owner for one in completed if one.unresolved_owner is not None])
     return RecordResult(new, [one for one in added if one.state is State.WAITING], changed)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 from channels.contract import Thread
 from dispatcher.model.delivery import Delivery, NewVersion, Outage, Outcome, State, Success
 from dispatcher.model.event import Event
+from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.rate_limit import Feedback
 from dispatcher.model.streak import StreakEvent
 from dispatcher.model.waiting import Wait
@@ -42,6 +43,8 @@ class RecordedEvent:
     events."""
     streak: StreakEvent | None = None
     """What the event means for its launch plan's streak, and the routes that wait for it. None if no route has a streak."""
+    unresolved_owner: UnresolvedOwner | None = None
+    """The execution's owner, if routes name the owner, who is not known; else None."""
     rules_version: str = ""
     """A hash of the rule files by which the event was decided; empty if there were none."""
     kind: str = ""
@@ -130,6 +133,8 @@ class Settlement:
     follow_ups: Sequence[Delivery] = ()
     """New deliveries that follow from the outcome: to recipients whom the mail relay refused, through a fallback
     channel, or to fallback recipients."""
+    unresolved_owner: UnresolvedOwner | None = None
+    """The execution's owner, if the delivery was the owner's and no provider knows the address; else None."""
     feedback: Feedback | None = None
     """The attempt's effect on the destination's state; None if it has none."""
 

@@ -21,6 +21,7 @@ from dispatcher.ledger.schema import (
     launch_plan_versions,
     rejected,
     subjects,
+    unresolved_owners,
 )
 from dispatcher.model.delivery import State
 
@@ -70,7 +71,7 @@ def _purge_events(connection: Connection, before: datetime, limit: int) -> int:
 
 
 def _purge_states(connection: Connection, before: datetime) -> None:
-    """Delete subjects, versions, destinations and actions that nothing needs any more."""
+    """Delete subjects, versions, destinations, unresolved owners and actions that nothing needs any more."""
     has_deliveries = select(deliveries.c.key).where(deliveries.c.subject == subjects.c.name).exists()
     old = [or_(at.is_(None), at < before) for at in (subjects.c.well_since, subjects.c.failed_at)]
     connection.execute(delete(subjects).where(*old, ~has_deliveries))
@@ -78,5 +79,6 @@ def _purge_states(connection: Connection, before: datetime) -> None:
     connection.execute(delete(launch_plan_versions).where(orphaned))
     unblocked = func.coalesce(destinations.c.blocked_until, before) <= before
     connection.execute(delete(destinations).where(destinations.c.theoretical_arrival_at < before, unblocked))
+    connection.execute(delete(unresolved_owners).where(unresolved_owners.c.last_at < before))
     concerns = select(action_deliveries.c.action).where(action_deliveries.c.action == actions.c.id).exists()
     connection.execute(delete(actions).where(actions.c.at < before, ~concerns))

@@ -189,6 +189,20 @@ launch_plan_versions = Table(
 )
 """The versions in which launch plans have run, for launch plans whose rules ask for change events."""
 
+unresolved_owners = Table(
+    "unresolved_owners",
+    metadata,
+    Column("principal", ForeignText, primary_key=True),
+    Column("label", ForeignText, primary_key=True),
+    Column("reason", ForeignText, nullable=False),
+    Column("instead", ForeignText, nullable=False),
+    Column("event", String(1024), nullable=False),
+    Column("first_at", UtcTime, nullable=False),
+    Column("last_at", UtcTime, nullable=False),
+    Column("events", BigInteger, nullable=False),
+)
+"""The executions whose owner was not known, or not reached, by principal and label (`dispatcher/model/owner.py`)."""
+
 destinations = Table(
     "destinations",
     metadata,

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Update, bindparam, select, update
 
 from channels.contract import Answer
 from dispatcher.errors import LedgerFailed, LedgerUnavailable
+from dispatcher.ledger import owners
 from dispatcher.ledger.destination_state import DestinationStates
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.record import insert_deliveries
@@ -125,6 +126,7 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> frozens
             by_channel.setdefault(entry.delivery.channel, []).append(entry.feedback)
     for channel, feedback in sorted(by_channel.items()):
         DestinationStates(connection, channel).apply(feedback)
+    owners.add(connection, [entry.unresolved_owner for entry in valid if entry.unresolved_owner is not None])
     return held
 
 

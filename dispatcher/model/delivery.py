@@ -92,9 +92,12 @@ class Cause(NamedTuple):
     defined_at: str
     """Where the rule is defined, for example `options[0]` or `launch_plans/train.yaml:12`. For a delivery that no rule
     asks for, why it was created."""
+    owner: bool = False
+    """True if the route names the owner, and the recipients are the owner's."""
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.defined_at})" if self.name else self.defined_at
+        shown = f"{self.name} ({self.defined_at})" if self.name else self.defined_at
+        return f"{shown}, to the owner" if self.owner else shown
 
 
 class Delivery(NamedTuple):

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Self
 
 from dispatcher.model.delivery import Delivery
+from dispatcher.model.owner import UnresolvedOwner
 
 MAX_STREAK = 100
 """The newest ends that are kept, and so the longest streak that is counted."""
@@ -30,6 +31,8 @@ class StreakRoute:
     """The number of failures that the streak must have."""
     deliveries: Sequence[Delivery]
     """The deliveries to all whom the route names, as they are if the route fires."""
+    unresolved_owner: UnresolvedOwner | None = None
+    """The execution's owner, if the route names the owner, who is not known; else None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

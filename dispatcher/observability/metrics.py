@@ -23,6 +23,7 @@ from dispatcher.flyte.decode import type_label
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.ledger import Backlog, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Delivery, Dropped, Retry, Sent, State
+from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.version import __version__
 
 SOURCES = ("kafka", "http", "reconcile", "canary")
@@ -104,6 +105,15 @@ class Metrics:
             "Messages rendered with the built-in template because a custom template failed.",
             "channel",
         )
+        self._unresolved_owners = self._counter(
+            "unresolved_owners",
+            "Events whose owner is unknown (no step of owners found it) or unreachable (no provider knows the address).",
+            "why",
+            "notified",
+        )
+        for why in ("unknown", "unreachable"):
+            for notified in ("fallback", "nobody"):
+                self._unresolved_owners.labels(why, notified)
         for source in (*SOURCES, REPLAY):  # created at 0: PromQL's rate() misses the first increment of a new series
             self._messages.labels(source)
             self._rejected.labels(source)
@@ -128,12 +138,17 @@ class Metrics:
             self._events.labels(source, entry.kind, entry.event.phase, decision).inc()
             if new:
                 self._count_undeliverable(entry.deliveries)
+                self._count_owner("unknown", entry.unresolved_owner)
         for rejected in batch.rejected:
             kind = type_label(rejected.headers)
             self._events.labels(source, kind, _phase(rejected), "rejected").inc()
             self._rejected.labels(source).inc()
         if source == "reconcile":
             self._reconciled.inc(len(batch.new))
+
+    def _count_owner(self, why: str, unresolved: UnresolvedOwner | None) -> None:
+        if unresolved is not None:
+            self._unresolved_owners.labels(why, "fallback" if unresolved.instead else "nobody").inc()
 
     def template_failed(self, channel: str) -> None:
         """Count a message that was rendered with the built-in template because a custom template failed."""
@@ -217,6 +232,7 @@ class Metrics:
         if outcome in {"sent", "dead"}:
             self._deliveries.labels(channel, outcome).inc()
         self._count_undeliverable(settlement.follow_ups)
+        self._count_owner("unreachable", settlement.unresolved_owner)
         if outcome == "sent" and not settlement.delivery.fallback_for:
             lag = _seconds(settlement.ended_at - settlement.delivery.occurred_at)
             self._lag.labels(channel).observe(lag)

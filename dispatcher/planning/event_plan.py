@@ -26,7 +26,7 @@ from dispatcher.model.delivery import (
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.model.severity import highest
-from dispatcher.planning.contacts import NO_OPTIONS, Options
+from dispatcher.planning.contacts import NO_OPTIONS, Options, Recipient
 from dispatcher.planning.targets import Target
 from dispatcher.rules import Rule
 
@@ -63,7 +63,8 @@ class _Named:
     def name(self, rule: Rule) -> None:
         """Note that a rule names the recipient."""
         self.severity = highest(self.severity, rule.severity)
-        self.causes[Cause(rule.name, rule.defined_at)] = None
+        to_owner = rule.owner is not None and rule.owner.known
+        self.causes[Cause(rule.name, rule.defined_at, to_owner)] = None
 
 
 @dataclass(slots=True)
@@ -97,13 +98,21 @@ class EventPlan:
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
         """Add deliveries on the fallback channel, for those of the delivery's recipients that this channel knows."""
+        self._notify_instead(delivery, [(fallback, recipient) for recipient in delivery.recipients], delivery.rules)
+
+    def notify_instead_of_owner(self, delivery: Delivery, contact: str) -> None:
+        """Add deliveries to the contact's recipients, because the owner's address does not exist."""
+        causes = [cause._replace(owner=False) for cause in delivery.rules if cause.owner]
+        self._notify_instead(delivery, self.planner.contacts.expand(contact) or (), causes)
+
+    def _notify_instead(self, delivery: Delivery, recipients: Iterable[Recipient], causes: Iterable[Cause]) -> None:
         named = []
-        for recipient in delivery.recipients:
-            one = self._named(fallback, recipient)
+        for channel, recipient in recipients:
+            one = self._named(channel, recipient)
             if one.undeliverable:
-                continue  # the fallback does not know the recipient either, so the recipient's delivery stays dead
+                continue  # nobody else can be notified, so the recipient's delivery stays dead
             if self.register(one.target):
-                one.causes = dict.fromkeys(delivery.rules)
+                one.causes = dict.fromkeys(causes)
                 one.severity = highest(one.severity, delivery.severity)
                 named.append(one)
         self._add_messages(named)

@@ -26,12 +26,14 @@ from dispatcher.model.delivery import (
     execution_subject,
 )
 from dispatcher.model.event import Event, shortened
+from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.phase import Phase
 from dispatcher.model.streak import StreakEvent, StreakRoute
 from dispatcher.planning.contacts import NO_CONTACTS, Contacts, Recipient
 from dispatcher.planning.event_plan import EventPlan, possible
 from dispatcher.planning.targets import Address, Target, find_target
 from dispatcher.rules import Rule
+from dispatcher.rules.owners import Owners
 
 
 class TemplateSetOf(Protocol):
@@ -71,6 +73,8 @@ class Planner:
     thread per launch plan or one per execution."""
     change_events: frozenset[str] = frozenset()
     """The channels that send change events. A change event reports that a launch plan has run in a new version."""
+    owners: Owners | None = None
+    """Who the owners of executions are; None if the settings don't say it."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """Return the deliveries for the matched rules.
@@ -205,15 +209,37 @@ class Planner:
             event_plan.reroute(delivery, fallback)
         return tuple(event_plan.deliveries)
 
+    def notify_instead_of_owner(
+        self, event: Event, delivery: Delivery, notified: Iterable[tuple[str, str]], *, now: datetime
+    ) -> tuple[tuple[Delivery, ...], UnresolvedOwner | None]:
+        """Return the deliveries to the fallback contact of owners, and what is kept of the owner.
+
+        `delivery`: the owner's, which is dead because no provider knows the address. `notified`: as in `reroute`.
+        """
+        if self.owners is None:
+            return (), None
+        event_plan = EventPlan(self, event, now)
+        for channel, address in notified:
+            event_plan.register(Target(channel, "", address))
+        event_plan.notify_instead_of_owner(delivery, self.owners.fallback)
+        return tuple(event_plan.deliveries), self.owners.unreachable(event, _undelivered(delivery), now)
+
     def unreachable(self) -> Iterator[str]:
-        """Yield an error message for each mistake in the contacts, and for each unknown contact in the settings."""
+        """Yield an error message for each mistake in contacts and owners, and for each unknown contact in the settings."""
         yield from self.contacts.problems
+        if self.owners is not None:
+            yield from self.owners.problems
         for channel, names in self.fallback_recipients.items():
             for problem in self.contacts.unknown(names):
                 yield f"channels.{channel}.fallback_recipients: {problem}"
 
     def recipients(self, rule: Rule) -> Sequence[Recipient]:
-        """Return whom a rule names, each with the channel. A contact's recipients stand in the place of its name."""
+        """Return whom a rule names, each with the channel. A contact's recipients stand in the place of its name.
+
+        A rule for the owner names nobody, if nobody was found.
+        """
+        if rule.names_owner:
+            return ()
         channel = rule.notification.channel
         named: list[Recipient] = []
         for recipient in dict.fromkeys(rule.notification.recipients):

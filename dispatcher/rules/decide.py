@@ -11,6 +11,7 @@ from dispatcher.model.event import Event
 from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES, Notification, excess
 from dispatcher.model.verdict import Verdict
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
+from dispatcher.rules.owners import Owner
 from dispatcher.rules.routes import NO_ROUTES, Route, Routing
 from dispatcher.rules.rule import Considered, Rule
 from dispatcher.rules.rulebook import ANY, RuleBook
@@ -30,6 +31,8 @@ class Decision:
     disabled_by: str | None = None
     waiting: tuple[Route, ...] = ()
     """The matching routes that fire only if the launch plan's streak is long enough. Only the ledger knows that."""
+    owner: Owner | None = None
+    """Whom routes without a streak notify as the execution's owner; None if none of them names the owner."""
 
     @property
     def decided(self) -> bool:
@@ -125,12 +128,12 @@ def _with_routes(decision: Decision, routing: Routing) -> Decision:
         return replace(decision, considered=(*decision.considered, *disabled, *near))
     routes = (*chain.from_iterable([route.evaluated for route in routing.matched]), *near)
     waiting = tuple([route for route in routing.matched if route.streak])
-    matched = len(waiting) < len(routing.matched)
+    matched = any(evaluated.matched for evaluated in routes)
     replacing = next((route for route in routing.matched if route.replaces), None)
     if replacing is not None:
         decision = _replaced(decision, replacing, _in_words(routing), routes)
         verdict = Verdict.MATCHED if matched else Verdict.NO_MATCHING_RULE
-        return replace(decision, verdict=verdict, waiting=waiting)
+        return replace(decision, verdict=verdict, waiting=waiting, owner=routing.owner)
     considered = (*decision.considered, *routes)
     if not routing.matched or decision.verdict is Verdict.TOO_MANY_RULES:
         return replace(decision, considered=considered)
@@ -140,7 +143,7 @@ def _with_routes(decision: Decision, routing: Routing) -> Decision:
     elif matched:
         verdict = Verdict.MATCHED
     reason = "; ".join([decision.reason, *_in_words(routing)])
-    return Decision(verdict, reason, considered, waiting=waiting)
+    return Decision(verdict, reason, considered, waiting=waiting, owner=routing.owner)
 
 
 def _replaced(decision: Decision, by: Route, routed: list[str], routes: tuple[Considered, ...]) -> Decision:
@@ -167,6 +170,8 @@ def _in_words(routing: Routing) -> list[str]:
     parts = []
     if names:
         parts.append(f"{'route' if len(names) == 1 else 'routes'} {', '.join(names[:ROUTES_NAMED])}{more} matched")
+    if (owner := routing.owner) is not None and not owner.known:
+        parts.append("the owner is not known" + ("" if owner.recipients else ", and owners.fallback names nobody"))
     if routing.left_out:
         number = "1 more route" if routing.left_out == 1 else f"{routing.left_out:,} more routes"
         parts.append(

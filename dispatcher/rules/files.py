@@ -44,6 +44,7 @@ class RuleFiles:
         """The invalid files and rules that the last `load` found, with file and line."""
         self._launch_plans = FileSet(launch_plans, LAUNCH_PLANS)
         self._routes = FileSet(routes, route_format(names))
+        self._owners = names.owners
 
     def load(self) -> bool:
         """Read new and changed files, forget deleted files, and replace `book` and `problems`.
@@ -53,7 +54,7 @@ class RuleFiles:
         if not any([self._launch_plans.load(), self._routes.load()]):
             return False
         plans, clashing_plans = by_key(self._launch_plans.loaded)
-        routes, clashing_routes = in_order(self._routes.loaded)
+        routes, clashing_routes = in_order(self._routes.loaded, self._owners)
         self.problems = (*self._launch_plans.problems, *clashing_plans, *self._routes.problems, *clashing_routes)
         self.book = RuleBook(plans, routes, self._version())
         return True

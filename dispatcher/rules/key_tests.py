@@ -129,8 +129,9 @@ def message_test(expression: str) -> KeyTest:
 
 
 @lru_cache(maxsize=10_000)
-def compiled(expression: str) -> tuple[Callable[[str], bool], int]:
+def compiled(expression: str, *, whole: bool = False) -> tuple[Callable[[str], bool], int]:
     """Return the function that searches for a regular expression in a text, in linear time, and its number of steps.
+    `whole`: the expression must match the whole text, which is short.
 
     Raises ValueError if RE2 can't read the expression, or if a search could take too long.
     """
@@ -145,9 +146,11 @@ def compiled(expression: str) -> tuple[Callable[[str], bool], int]:
     if found.programsize > MAX_EXPRESSION_STEPS:
         raise ValueError(r"an expression that takes too long: use smaller repetitions {m,n}, or fewer \p{…}")
 
+    find = found.fullmatch if whole else found.search
+
     def search(text: str) -> bool:
         if len(text) <= 2 * SEARCHED:
-            return found.search(text.encode(errors="replace")) is not None
+            return find(text.encode(errors="replace")) is not None
         return search(text[:SEARCHED]) or search(text[-SEARCHED:])
 
     return search, found.programsize

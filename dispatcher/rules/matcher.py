@@ -80,7 +80,8 @@ def _one_of(values: Sequence[str], pattern: str) -> str:
     return pattern
 
 
-def _expression(text: str) -> str:
+def expression(text: str) -> str:
+    """Return a regular expression. Raises ValueError if RE2 can't read it, or if a search could take too long."""
     compiled(text)
     return text
 
@@ -119,7 +120,7 @@ class ErrorKeys(_Keys):
     """USER, SYSTEM or UNKNOWN, or several of them."""
     code: Patterns = ()
     """Patterns for the error's code, such as `USER:*`."""
-    message: Annotated[_Pattern, AfterValidator(_expression)] | None = None
+    message: Annotated[_Pattern, AfterValidator(expression)] | None = None
     """Regular expression in RE2's syntax, which must match a part of the message. `(?i)` at its beginning: upper and
     lower case count as equal. `(?s)`: a dot also matches a line break."""
 

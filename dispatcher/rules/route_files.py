@@ -24,6 +24,7 @@ from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.parsing.yaml import MAX_BYTES, Document, Malformed, Problem, decoded, parse, readable
 from dispatcher.rules.file_set import Content, FileFormat, LoadedFile, RuleFile
 from dispatcher.rules.matcher import Matcher
+from dispatcher.rules.owners import OWNER, TO_CONTACTS, Owners
 from dispatcher.rules.routes import Route, RouteBook
 from dispatcher.rules.rule import Rule
 
@@ -39,8 +40,6 @@ ROUTES, PARTS, STEPS = "routes", "patterns and recipients in routes", "steps in 
 """The things that are limited, in words."""
 MAX_NAME = 100
 """Maximum number of characters of a route's name."""
-_TO_CONTACTS = ""
-"""The channel of a rule that names contacts: each contact says by itself which channels it has."""
 
 LoadedRoute = tuple[Route, int]
 """A route, and the number of its line."""
@@ -53,6 +52,8 @@ class Names:
     contacts: Mapping[str, int] = field(default_factory=dict)
     """Mapping from a contact to the number of its recipients."""
     channels: frozenset[str] = frozenset()
+    owners: Owners | None = None
+    """Who the owners of executions are; None if the settings don't say it."""
 
 
 NO_NAMES = Names()
@@ -61,7 +62,7 @@ NO_NAMES = Names()
 def _entry(entry: Any) -> Any:
     """Return an entry of `notify` as a mapping from a channel to recipients."""
     if isinstance(entry, str):
-        return {_TO_CONTACTS: [entry]}
+        return {TO_CONTACTS: [entry]}
     if isinstance(entry, dict):
         return {CHANNEL_FIELDS.get(channel, channel): recipients for channel, recipients in entry.items()}
     raise ValueError(why_not_text(entry) or "write a contact's name, or a channel with recipients: {slack: ['#dev']}")
@@ -187,7 +188,8 @@ def _route(item: Any, defined_at: str, names: Names) -> Route:
                 name=text.name,
                 severity=text.severity or "",
             )
-            for channel, recipients in by_channel.items()
+            for channel, listed in by_channel.items()
+            for recipients in _owner_apart(channel, listed)
         )
     except ValidationError as error:
         raise _Refused(f"notify: {first_problem(error)}", ("notify",)) from None
@@ -214,18 +216,29 @@ def _with_phase(item: Any) -> Any:
     return {**item, "match": {**match, "phase": Phase.SUCCEEDED.value}}
 
 
+def _owner_apart(channel: str, recipients: list[str]) -> list[list[str]]:
+    """Return the recipients in one list, and the owner, whom each event gives anew, in a list alone."""
+    others = [one for one in recipients if channel != TO_CONTACTS or one != OWNER]
+    if others == recipients:
+        return [recipients]
+    return [[OWNER], others] if others else [[OWNER]]
+
+
 def _check(channel: str, recipients: tuple[str, ...], names: Names, at: tuple[str | int, ...]) -> None:
     """Raise _Refused if an entry of `notify` names a contact or a channel that does not exist."""
-    if channel != _TO_CONTACTS and channel not in names.channels:
+    if channel != TO_CONTACTS and channel not in names.channels:
         no_channel = f"notify: {there_is_no('channel', channel)}"
         raise _Refused(no_channel, (*at, channel), partial(nearest, channel, names.channels))
-    for recipient in recipients if channel == _TO_CONTACTS else ():
-        if recipient not in names.contacts:
+    for recipient in recipients if channel == TO_CONTACTS else ():
+        if recipient == OWNER:
+            if names.owners is None:
+                raise _Refused("notify: owner: the settings have no section owners, which says who the owner is", at)
+        elif recipient not in names.contacts:
             no_contact = f"notify: {there_is_no('contact', recipient)}"
             raise _Refused(no_contact, at, partial(nearest, recipient, names.contacts))
 
 
-def in_order(files: Mapping[Path, LoadedFile[LoadedRoute]]) -> tuple[RouteBook, list[Problem]]:
+def in_order(files: Mapping[Path, LoadedFile[LoadedRoute]], owners: Owners | None) -> tuple[RouteBook, list[Problem]]:
     """Return the routes of all files, and a problem for each whose name another one has already."""
     routes: dict[str, Route] = {}
     clashes = []
@@ -235,4 +248,4 @@ def in_order(files: Mapping[Path, LoadedFile[LoadedRoute]]) -> tuple[RouteBook, 
             if first is not route:
                 message = f"route {route.name!r}: {first.defined_at} has this name already: choose another"
                 clashes.append(Problem(path, line, message))
-    return RouteBook(tuple(routes.values())), clashes
+    return RouteBook(tuple(routes.values()), owners), clashes

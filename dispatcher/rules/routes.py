@@ -6,7 +6,7 @@ All routes that match an event apply, in the order of their files and lines, unt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -15,6 +15,7 @@ from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES
 from dispatcher.rules.key_tests import KeyTest
 from dispatcher.rules.matcher import Index, Matcher, all_hold, missed_tests
 from dispatcher.rules.matcher_words import as_data, in_words
+from dispatcher.rules.owners import Owner, Owners
 from dispatcher.rules.rule import Considered, Rule
 
 MAX_NEAR_MISSES = 10
@@ -34,7 +35,7 @@ class Route:
     defined_at: str
     match: Matcher
     rules: tuple[Rule, ...]
-    """One rule for each channel that the route names, and one with the channel `""` for its contacts."""
+    """One rule for each channel that the route names, and one with the channel `""` for its contacts, and one for the owner."""
     recipients: int
     """The number of its recipients. A contact counts as often as it has recipients."""
     stop: bool = False
@@ -47,13 +48,26 @@ class Route:
     """If true, the route fires when a success ends such a streak, and `match` selects successes."""
     evaluated: tuple[Considered, ...] = field(init=False, repr=False, compare=False)
     """The rules, as they are explained if the route applies. Made once, because an event may have a hundred routes."""
+    notifies_owner: bool = field(init=False, repr=False, compare=False)
+    """True if the route names the owner, who is not found yet."""
 
     def __post_init__(self) -> None:
         reason = "all its conditions hold"
         if self.streak:
             reason = f"its conditions hold; it waits for {self.awaited}"
-        rows = [Considered(rule, not self.streak, reason, applies=not self.streak) for rule in self.rules]
+        rows = [_evaluated(rule, reason, applies=not self.streak) for rule in self.rules]
         object.__setattr__(self, "evaluated", tuple(rows))
+        object.__setattr__(self, "notifies_owner", any(rule.names_owner for rule in self.rules))
+
+    @property
+    def owner(self) -> Owner | None:
+        """Whom the route notifies as the owner; None if it does not name the owner, or if no event is decided."""
+        return next((rule.owner for rule in self.rules if rule.owner is not None), None)
+
+    def to(self, owner: Owner) -> Route:
+        """Return the route with the recipient of an event's owner."""
+        rules = tuple([rule.to(owner) if rule.names_owner else rule for rule in self.rules])
+        return replace(self, rules=rules, recipients=self.recipients - 1 + owner.number)
 
     @property
     def awaited(self) -> str:
@@ -91,6 +105,14 @@ class Route:
             "streak": self.streak or None,
             "on": "resolved" if self.at_the_end else None,
         }
+
+
+def _evaluated(rule: Rule, reason: str, *, applies: bool) -> Considered:
+    """Return the rule as it is explained if its route applies. A rule for an owner who is nobody does not apply."""
+    if rule.owner is None:
+        return Considered(rule, applies, reason, applies)
+    applies = applies and bool(rule.owner.recipients)
+    return Considered(rule, applies, f"{reason}; {rule.owner.reason}", applies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +160,11 @@ class Routing:
     left_out: int = 0
     """The number of routes that match, but would be more routes or recipients than one event may have."""
 
+    @property
+    def owner(self) -> Owner | None:
+        """Whom the routes without a streak notify as the owner; None if none of them names the owner."""
+        return next((owner for route in self.matched if not route.streak and (owner := route.owner)), None)
+
 
 NO_ROUTES = Routing()
 
@@ -147,6 +174,8 @@ class RouteBook:
     """All routes, in the order in which they apply."""
 
     routes: tuple[Route, ...] = ()
+    owners: Owners | None = None
+    """Who the owners of executions are; None if the settings don't say it. Then no route names the owner."""
     counts_streaks: bool = field(init=False, compare=False)
     """True if a route has a streak, so that the failures of all launch plans are counted."""
     _index: Index[Route] = field(init=False, repr=False, compare=False)
@@ -185,11 +214,13 @@ class RouteBook:
                 without_plan.append(route)
             elif stopped_by:
                 stopped.append(route)
-            elif left_out or len(matched) == MAX_RULES or recipients + route.recipients > MAX_RECIPIENTS:
-                left_out += 1
             else:
-                matched.append(route)
-                recipients += route.recipients
+                one = route.to(self.owners.find(event)) if route.notifies_owner and self.owners else route
+                if left_out or len(matched) == MAX_RULES or recipients + one.recipients > MAX_RECIPIENTS:
+                    left_out += 1
+                    continue
+                matched.append(one)
+                recipients += one.recipients
                 stopped_by = route.name if route.stop else ""
         near = [NearMiss(one, f"route {stopped_by} stops before it") for one in stopped[:MAX_NEAR_MISSES]]
         near += [NearMiss(one, NO_STREAK) for one in without_plan[: MAX_NEAR_MISSES - len(near)]]
@@ -218,13 +249,17 @@ class RouteBook:
         return possible, len(undecided) - len(possible)
 
     def needs_flyte_admin(self, event: Event) -> bool:
-        """True if it depends on a fact that the event lacks whether a route matches, or which streak the event belongs to."""
+        """True if it depends on a fact that the event lacks whether a route matches, whom it notifies as the owner, or
+        which streak the event belongs to.
+        """
         if self.counts_streaks and event.launch_plan is None and not event.looked_up:
             return True
-        found, undecidable = self._index.candidates(event), self._index.undecidable(event)
-        return any(all_hold(tests, event) is None for _, tests in found) or any(
-            route.match.holds(event) is None for route in undecidable
-        )
+        lacks_owner = self.owners is not None and self.owners.lacks_facts(event)
+        for route, tests in self._index.candidates(event):
+            holds = all_hold(tests, event)
+            if holds is None or (holds and lacks_owner and route.notifies_owner):
+                return True
+        return any(route.match.holds(event) is None for route in self._index.undecidable(event))
 
 
 def _only_miss(match: Matcher, tests: Sequence[KeyTest], event: Event) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dispatcher.model.notification import Notification
+from dispatcher.rules.owners import OWNER, TO_CONTACTS, Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,18 @@ class Rule:
     """The name of the route that the rule belongs to; empty for Flyte's rules."""
     severity: str = ""
     """The severity that the route gives (`model/severity.py`); empty if it gives none."""
+    owner: Owner | None = None
+    """How the owner was found whom the route names; None if it is no rule for the owner, or if no event is decided."""
+
+    @property
+    def names_owner(self) -> bool:
+        """True if the rule is for the owner, whom each event gives anew. No contact has the owner's name."""
+        return self.notification.channel == TO_CONTACTS and self.notification.recipients == (OWNER,)
+
+    def to(self, owner: Owner) -> Rule:
+        """Return the rule for the owner with the owner's recipient. It stays as it is if there is none."""
+        changes = {"channel": owner.channel, "recipients": owner.recipients} if owner.recipients else {}
+        return replace(self, notification=self.notification.model_copy(update=changes), owner=owner)
 
 
 class Considered(NamedTuple):
@@ -40,4 +53,5 @@ class Considered(NamedTuple):
             "recipients": list(notification.recipients),
             "matched": self.matched,
             "reason": self.reason,
+            "owner": self.rule.owner.as_data() if self.rule.owner is not None else None,
         }

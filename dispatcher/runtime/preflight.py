@@ -18,7 +18,8 @@ from dispatcher.rules import Route, RuleBook
 from dispatcher.rules.facts import IN_ENRICHED_EVENTS, IN_EVENTS_OF_FAILURES, IN_NO_FLYTE_EVENT
 from dispatcher.rules.key_tests import joined
 from dispatcher.rules.matcher import Matcher
-from dispatcher.runtime.wiring import make_planner, open_channels
+from dispatcher.rules.owners import TO_CONTACTS, Owners
+from dispatcher.runtime.wiring import make_owners, make_planner, open_channels
 from dispatcher.tracing import open_tracing
 
 NO_FLYTE_ADMIN = (
@@ -62,13 +63,13 @@ def unreachable_recipients(planner: Planner, book: RuleBook) -> Iterator[str]:
     for rule in book.rules():
         for recipient in rule.notification.recipients:
             channel = rule.notification.channel
-            if planner.contacts.expand(recipient) is not None:
+            if channel == TO_CONTACTS or planner.contacts.expand(recipient) is not None:
                 continue  # `Planner.unreachable` checks the contacts' recipients
             if (reason := planner.unreachable_reason(channel, recipient)) is not None:
                 yield f"{rule.defined_at}: {recipient!r} can't be reached by {channel}: {reason}"
 
 
-def missing_facts(settings: Settings, matchers: Iterable[tuple[str, Matcher | Route]]) -> Iterator[str]:
+def missing_facts(settings: Settings, matchers: Iterable[tuple[str, Matcher | Route | Owners]]) -> Iterator[str]:
     """Yield warnings about keys whose facts no configured source brings, or brings for some events only.
 
     `matchers`: each with the place that begins its warning, such as `templates.match.0`. Flyte's own events have few
@@ -85,13 +86,15 @@ def missing_facts(settings: Settings, matchers: Iterable[tuple[str, Matcher | Ro
                 )
 
 
-def matchers_of(settings: Settings) -> Iterator[tuple[str, Matcher]]:
-    """Yield the matchers in the settings, each with its place there."""
+def matchers_of(settings: Settings) -> Iterator[tuple[str, Matcher | Owners]]:
+    """Yield what needs facts in the settings, each with its place there."""
     for number, template_set in enumerate(settings.templates.match):
         yield f"templates.match.{number}", template_set
     for channel, section in settings.channel_sections.items():
         for number, rule in enumerate(getattr(section, "severities", ())):
             yield f"channels.{channel}.severities.{number}", rule
+    if (owners := make_owners(settings)) is not None:
+        yield "owners", owners
 
 
 def removed_channels(settings: Settings, backlog: Mapping[str, Backlog]) -> Iterator[str]:

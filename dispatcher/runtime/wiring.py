@@ -24,6 +24,7 @@ from dispatcher.planning.planner import Planner
 from dispatcher.planning.targets import as_written, find_target
 from dispatcher.rendering.renderer import Renderer
 from dispatcher.rules.files import RuleFiles
+from dispatcher.rules.owners import Owners
 from dispatcher.rules.route_files import Names
 from dispatcher.send_test import SendTest
 
@@ -103,6 +104,24 @@ def make_contacts(settings: Settings, channels: Mapping[str, Channel] | None = N
     return Contacts(contacts, find)
 
 
+def make_owners(settings: Settings) -> Owners | None:
+    """Return who the owners of executions are, or None if the settings don't say it."""
+    section = settings.owners
+    if section is None:
+        return None
+    return Owners(
+        contacts=make_contacts(settings).sizes,
+        map=section.map,
+        label=section.label,
+        pattern=section.pattern,
+        principals=section.principals,
+        fallback=section.fallback or "",
+        mail_channel=next(
+            (name for name in settings.channel_sections if CHANNEL_TYPES[name].form.mail is not None), ""
+        ),
+    )
+
+
 def _fallbacks(settings: Settings) -> Mapping[str, str]:
     """Return the mapping from a channel to its fallback channel."""
     given = {name: getattr(section, "fallback", "none") for name, section in settings.channel_sections.items()}
@@ -113,7 +132,7 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
     """Return a planner for the configured channels and template sets.
 
     Raises SettingsError if a template folder does not exist, or if no channel can reach one of the recipients in the
-    settings (the contacts and the canary's recipient), or if the contacts have another mistake.
+    settings (the contacts and the canary's recipient), or if the contacts or owners have another mistake.
     """
     renderer = make_renderer(settings)
     planner = Planner(
@@ -130,6 +149,7 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         },
         contacts=make_contacts(settings, channels),
         fallback_recipients={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
+        owners=make_owners(settings),
     )
     problems = [*planner.unreachable()]
     canary = settings.canary
@@ -149,7 +169,7 @@ def make_rule_files(settings: Settings, routes: Sequence[Path] | None = None) ->
 
     `routes`: files and folders with routes, in place of those in the settings.
     """
-    names = Names(make_contacts(settings).sizes, frozenset(CHANNEL_TYPES))
+    names = Names(make_contacts(settings).sizes, frozenset(CHANNEL_TYPES), make_owners(settings))
     return RuleFiles(settings.rules.launch_plans, settings.rules.routes if routes is None else routes, names)
 
 

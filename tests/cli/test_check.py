@@ -174,3 +174,27 @@ async def test_check_reads_the_routes_and_warns_of_those_whose_facts_nothing_bri
     assert [line.removeprefix(f"{routes}:").partition(" ")[0] for line in err.splitlines()] == ["3:", "2:", "2"]
     assert "has this name already: choose another" in err
     assert "'nobody' can't be reached by email: " in err
+
+
+async def test_check_refuses_routes_to_owners_whom_the_settings_do_not_name(tmp_path: Path) -> None:
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("routes: [{name: a, match: {phase: FAILED}, notify: [owner]}]")
+    rules = {"routes": ["routes.yaml"]}
+    status, _, err = await command("check", "--config", settings_file(tmp_path, rules=rules))
+    assert (status, err.splitlines()[0]) == (
+        1,
+        f"{routes}:1: route 'a': notify: owner: the settings have no section owners, which says who the owner is",
+    )
+    owners = {"map": {"jane.doe": "mlteam"}, "fallback": "nobody"}
+    contacts = {"ml-team": {"email": ["ml@example.com"]}}
+    settings = settings_file(tmp_path, rules=rules, owners=owners, contacts=contacts)
+    status, _, err = await command("check", "--config", settings)
+    assert status == 1
+    assert "owners.map.jane.doe: there is no contact 'mlteam': did you mean ml-team?" in err
+    assert "owners.fallback: there is no contact 'nobody': there are ml-team" in err
+    owners = {"map": {"jane.doe": "ml-team"}, "label": "team"}
+    status, out, _ = await command(
+        "check", "--config", settings_file(tmp_path, rules=rules, owners=owners, contacts=contacts)
+    )
+    assert status == 0
+    assert "owners: most of Flyte's events lack labels and principal" in out

@@ -141,6 +141,14 @@ def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) 
         ("contacts: {ml: {}}", "contacts.ml: nobody is in it: give recipients of one of email, slack"),
         ("contacts: {ml: {slak: ['#a']}}", "contacts.ml.slak: unknown option; did you mean 'slack'?"),
         ("contacts: {ml: {slack: ['']}}", "contacts.ml.slack: an empty recipient"),
+        ("contacts: {owner: {slack: ['#a']}}", "contacts.owner: owner means the owner of an execution"),
+        ("owners: {fallback: ml}", "owners: it finds nobody: give map, label, or pattern and principals"),
+        ("owners: {pattern: '{principal}@x.com'}", "owners: give pattern and principals together"),
+        ("owners: {label: a, pattern: 'a@x.com, {principal}@y.com', principals: '.*'}", "owners.pattern: besides"),
+        ("owners: {label: a, pattern: '{principal}@x.com', principals: '(a'}", "no regular expression that RE2 can"),
+        ("owners: {map: {'': ml}}", "owners.map."),
+        ("owners: {map: {alice: owner}}", "owners.map.alice: owner means the owner of an execution"),
+        ("owners: {labels: a}", "owners.labels: unknown option; did you mean 'label'?"),
         ("channels: {slack: {token: a, token_file: /dev/null}}", "channels.slack"),
         ("channels: {pagerduty: {services: {x: {}}}}", "give routing_key or routing_key_file"),
         ("channels: {slack: {token_file: ./nowhere}}", "no such file"),
@@ -191,6 +199,13 @@ channels:
     assert limits == {"email": (None, 1), "slack": ("1/s", 3), "pagerduty": (None, 5)}
     assert [section.rate_limit().max_in_flight for section in sections.values()] == [5, 5, 1]
     assert sections["slack"].fallback_recipients == ("oncall", "boss")
+
+
+def test_owners_may_have_any_principals_in_their_map(tmp_path: Path) -> None:
+    text = "owners: {map: {url: a, templates: b, key_file: c, al.ice@x.com: d}, label: team, fallback: e}"
+    owners = load(written(tmp_path, text)).owners
+    assert owners is not None
+    assert owners.map == {"url": "a", "templates": "b", "key_file": "c", "al.ice@x.com": "d"}
 
 
 def test_a_contact_has_recipients_on_each_channel_and_may_include_others(tmp_path: Path) -> None:

@@ -100,10 +100,10 @@ async def test_every_yaml_block_is_valid_for_its_program(block: Block, here: Wor
     elif "routes" in data:
         assert block.file is not None
         (here.folder / block.file).write_text(text)
-        contacts = {
-            to: {"email": ["a@example.com"]} for one in data["routes"] for to in one["notify"] if type(to) is str
-        }
-        await _check({"rules": {"routes": [block.file]}, "contacts": contacts}, here)
+        named = {to for one in data["routes"] for to in one["notify"] if type(to) is str}
+        owners = {"owners": {"label": "team"}} if "owner" in named else {}
+        contacts = {to: {"email": ["a@example.com"]} for to in named - {"owner"}}
+        await _check({"rules": {"routes": [block.file]}, "contacts": contacts} | owners, here)
     elif set(data) <= set(Settings.model_fields):
         await _check(data, here)
     elif set(data) <= set(CHANNEL_TYPES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from dispatcher.model.phase import Phase
 from dispatcher.rules import Route
 from dispatcher.rules.files import RuleFiles
+from dispatcher.rules.owners import Owners
 from dispatcher.rules.route_files import Names
 
 NAMES = Names({"ml-team": 3, "night-shift": 1, "everybody": 900}, frozenset({"email", "slack", "pagerduty"}))
@@ -129,7 +131,7 @@ def test_routes_apply_in_the_order_of_the_settings_then_of_paths_then_of_lines(t
         ("routes:\n" + a_route("''"), "name: must not be empty"),
         ("routes:\n" + a_route("x" * 101), "name: must have at most 100 characters"),
         ("routes:\n" + a_route('"a\\nb"'), "name: "),
-        ("routes:\n" + a_route("x").replace("ml-team", "owner"), "notify: there is no contact 'owner'"),
+        ("routes:\n" + a_route("x").replace("ml-team", "owner"), "notify: owner: the settings have no section owners"),
         ("routes:\n" + a_route("x").replace("ml-team", "ml_team"), "'ml_team': did you mean ml-team?"),
         (
             "routes:\n" + a_route("x").replace("ml-team", "{emial: a@b}"),
@@ -341,3 +343,21 @@ async def test_10_000_routes_are_reloaded_while_the_event_loop_goes_on(tmp_path:
     stop.set()
     await watching
     assert min(pauses) < 0.1, pauses
+
+
+def test_a_route_may_name_the_owner_if_the_settings_say_who_that_is(tmp_path: Path) -> None:
+    text = "routes: [{name: a, match: {phase: FAILED}, notify: [owner, ml-team, {email: [owner]}, owner]}]"
+    (tmp_path / "routes.yaml").write_text(text)
+    without = loaded(tmp_path)
+    assert problems(without) == [
+        "routes.yaml:1: route 'a': notify: owner: the settings have no section owners, which says who the owner is"
+    ]
+    files = RuleFiles((), [tmp_path], replace(NAMES, owners=Owners(label="team")))
+    files.load()
+    route = only(files)
+    assert [(rule.notification.channel, rule.notification.recipients, rule.names_owner) for rule in route.rules] == [
+        ("", ("owner",), True),
+        ("", ("ml-team",), False),
+        ("email", ("owner",), False),
+    ]
+    assert files.book.routes.owners == Owners(label="team")

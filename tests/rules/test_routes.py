@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from dispatcher.rules import (
     decide,
     decides_itself,
 )
+from dispatcher.rules.owners import Owners
 from dispatcher.rules.routes import MAX_NEAR_MISSES
 from tests.support.builders import a_launch_plan, a_notification, a_route, a_rule, an_event
 
@@ -30,8 +32,14 @@ EVENT = an_event(launch_plan=a_launch_plan(), principal="jo", labels={"team": "m
 OWN = Options(notifications=(a_notification("own@example.com"),))
 
 
-def decided(*routes: Any, event: Event = EVENT, plans: Any = PLAN, admin: Any = None) -> Decision:
-    return decide(event, RuleBook(plans, RouteBook(routes)), admin)
+OWNERS = Owners(contacts={"ml-team": 999, "on-call": 1}, map={"jo": "ml-team"}, label="team", fallback="on-call")
+TO_OWNER = a_route("owners", "owner", channel="")
+
+
+def decided(
+    *routes: Any, event: Event = EVENT, plans: Any = PLAN, admin: Any = None, owners: Owners | None = None
+) -> Decision:
+    return decide(event, RuleBook(plans, RouteBook(routes, owners)), admin)
 
 
 def rows(decision: Decision) -> list[tuple[str, bool, bool, str]]:
@@ -187,3 +195,66 @@ def test_a_canary_goes_by_its_own_list_alone() -> None:
     assert [rule.notification.recipients for rule in decision.matched] == [("own@example.com",)]
     assert rows(decision) == []
     assert decides_itself(event, RuleBook({}, RouteBook((a_route("jo", principal="jo"),))))
+
+
+def test_a_route_to_the_owner_has_the_owners_recipients_and_says_how_the_owner_was_found() -> None:
+    decision = decided(TO_OWNER, owners=OWNERS, plans={})
+    assert decision.reason.endswith("route owners matched")
+    (rule,) = decision.matched
+    assert (rule.notification.channel, rule.notification.recipients) == ("", ("ml-team",))
+    reason = "all its conditions hold; the owner is ml-team: owners.map has principal jo"
+    assert rows(decision) == [("owners", True, True, reason)]
+
+
+def test_a_decision_says_who_is_notified_instead_of_an_unknown_owner() -> None:
+    unknown = an_event(launch_plan=a_launch_plan(), looked_up=True)
+    decision = decided(TO_OWNER, owners=OWNERS, plans={}, event=unknown)
+    assert decision.reason.endswith("route owners matched; the owner is not known")
+    missed = "the owner is not known: principal is absent; label team is absent; on-call is notified"
+    assert rows(decision) == [("owners", True, True, f"all its conditions hold; {missed}")]
+    assert [rule.notification.recipients for rule in decision.matched] == [("on-call",)]
+    assert decision.owner is not None
+    assert not decision.owner.known
+
+    nobody = decided(TO_OWNER, owners=replace(OWNERS, fallback=""), event=unknown)
+    assert (nobody.verdict, [rule.notification.recipients for rule in nobody.matched]) == (
+        Verdict.MATCHED,
+        [("plan@example.com",)],
+    )
+    ((_, matched, applies, reason),) = rows(nobody)
+    assert (matched, applies, reason.rpartition("; ")[2]) == (False, False, "owners.fallback names nobody")
+    alone = decided(TO_OWNER, owners=replace(OWNERS, fallback=""), event=unknown, plans={})
+    assert (alone.verdict, alone.reason.rpartition("; ")[2]) == (
+        Verdict.NO_MATCHING_RULE,
+        "the owner is not known, and owners.fallback names nobody",
+    )
+    undecided = decided(
+        TO_OWNER, owners=replace(OWNERS, fallback=""), event=unknown, plans={}, admin=UnknownExecution("gone")
+    )
+    assert (undecided.verdict, undecided.decided) == (Verdict.RULES_UNKNOWN, False)
+
+
+def test_the_owner_of_an_execution_with_disabled_notifications_is_not_looked_for() -> None:
+    disabled = EVENT.model_copy(update={"options": Options(disable_notifications=True)})
+    decision = decided(TO_OWNER, owners=OWNERS, event=disabled)
+    assert (decision.owner, decision.matched) == (None, [])
+
+
+def test_an_owner_counts_as_many_recipients_as_the_owners_contact_has() -> None:
+    other = a_route("other", "a@example.com", "b@example.com")
+    assert decided(TO_OWNER, other, owners=OWNERS, plans={}).reason.endswith("1,000 recipients")
+    by_label = an_event(launch_plan=a_launch_plan(), labels={"team": "on-call"})
+    assert decided(TO_OWNER, other, owners=OWNERS, plans={}, event=by_label).reason.endswith("owners, other matched")
+
+
+def test_an_event_that_decides_itself_is_looked_up_for_a_route_to_its_owner() -> None:
+    own = an_event(launch_plan=a_launch_plan(), options=OWN)
+    for routes, owners, asks in (
+        ((TO_OWNER,), OWNERS, True),
+        ((TO_OWNER,), Owners(label="team"), True),
+        ((a_route("ok", "owner", channel="", phase="SUCCEEDED"),), OWNERS, False),
+        ((a_route("any"),), OWNERS, False),
+    ):
+        assert decides_itself(own, RuleBook({}, RouteBook(routes, owners))) is not asks
+    named = own.model_copy(update={"principal": "jo"})
+    assert decides_itself(named, RuleBook({}, RouteBook((TO_OWNER,), OWNERS)))

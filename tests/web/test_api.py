@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import schemathesis
 from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Deed, Filter
 from dispatcher.model.delivery import State
+from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.phase import Phase
 from dispatcher.rules import PlanKey, PlanRules, RouteBook, RuleBook
-from tests.support.builders import SECOND, a_launch_plan, a_route, a_rule, an_event, an_execution
+from tests.support.builders import NOW, SECOND, a_launch_plan, a_route, a_rule, an_event, an_execution
 from tests.support.console import DEAD, ConsoleServer, add_replicas, serve_console
-from tests.support.ledger_steps import an_action
+from tests.support.ledger_steps import an_action, recorded
 
 READER, OPERATOR = "reader-0123456789abcdef", "operator-0123456789abcdef"
 TOKENS = [
@@ -399,6 +401,15 @@ async def test_status_counts_and_time_buckets(console: ConsoleServer) -> None:
     assert time_buckets[-1]["by_state"] == {"sent": 1, "dead": 1, "waiting": 1, "dropped": 0}
     assert time_buckets[-1]["lag_p50_seconds"] == pytest.approx(10.18, abs=0.01)
     assert time_buckets[0]["lag_p95_seconds"] is None
+
+
+async def test_owners_who_are_not_known_are_listed(console: ConsoleServer) -> None:
+    event = an_event(name="unowned")
+    owner = UnresolvedOwner("ci", "", "principal ci is not in owners.map", "", event.key, NOW, NOW)
+    entry = replace(recorded(event=event), unresolved_owner=owner)
+    await console.ledger.record([entry], [], now=NOW)
+    (found,) = (await call(console, "/unresolved-owners"))["owners"]
+    assert (found["principal"], found["event"], found["events"], found["instead"]) == ("ci", event.key, 1, "")
 
 
 async def test_replicas_say_how_they_are(console: ConsoleServer) -> None:

@@ -34,6 +34,8 @@ RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d"
 """The time ranges that a chart can show. Maps a name to the length of the range and its number of time buckets."""
 DELIVERIES_AT_MOST = 500
 """Maximum number of deliveries that the API and the console show for one execution."""
+OWNERS_AT_MOST = 500
+"""Maximum number of unresolved owners that the API shows."""
 _CHANGES = (
     (Deed.REDRIVE, "redriveDeliveries", "Make dead deliveries due again, with a full retry budget."),
     (Deed.RETRY_NOW, "retryDeliveriesNow", "Make waiting deliveries due now, with the back-off from its start."),
@@ -94,6 +96,15 @@ class Api:
                 scope=read,
                 endpoint=self._replicas,
                 response=models.Replicas,
+            ),
+            Operation(
+                method="GET",
+                path="/unresolved-owners",
+                name="listUnresolvedOwners",
+                summary="Whose executions have no known owner, or one who can't be reached, for routes that name owner.",
+                scope=read,
+                endpoint=self._unresolved_owners,
+                response=models.UnresolvedOwners,
             ),
             Operation(
                 method="GET",
@@ -257,6 +268,9 @@ class Api:
 
     async def _replicas(self, _: ApiRequest) -> BaseModel:
         return models.Replicas(replicas=await self._ledger.replicas.all())
+
+    async def _unresolved_owners(self, _: ApiRequest) -> BaseModel:
+        return models.UnresolvedOwners(owners=await self._ledger.owners.unresolved(limit=OWNERS_AT_MOST))
 
     async def _lag(self, request: ApiRequest) -> BaseModel:
         length, number = RANGES[request.query.range]

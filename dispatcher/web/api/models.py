@@ -55,6 +55,7 @@ class Cause(_Response):
 
     name: Annotated[str, Field(description="The route's name; empty if it is no route.")]
     defined_at: Annotated[str, Field(description="Where the rule is defined, or why the delivery was created.")]
+    owner: Annotated[bool, Field(description="Whether the route names the owner, and the recipients are the owner's.")]
 
 
 class Delivery(_Response):
@@ -298,6 +299,25 @@ class Replicas(_Response):
     """The replicas that have written to the ledger within the last hour."""
 
     replicas: Sequence[Replica]
+
+
+class UnresolvedOwner(_Response):
+    """Executions with the same principal and label, whose owner is not known, or has an address that doesn't exist."""
+
+    principal: Annotated[str, Field(description="Who started them; empty if that is absent or not known.")]
+    label: Annotated[str, Field(description="The value of the label that names owners; empty as `principal`.")]
+    reason: Annotated[str, Field(description="What was missed in the newest event.")]
+    instead: Annotated[str, Field(description="The contact that was notified instead; empty if nobody was.")]
+    event: Annotated[str, Field(description="The newest event, as `project/domain/name/PHASE`.")]
+    first_at: datetime
+    last_at: datetime
+    events: Annotated[int, Field(description="The number of events.")]
+
+
+class UnresolvedOwners(_Response):
+    """The owners whose newest events came last, newest first."""
+
+    owners: Sequence[UnresolvedOwner]
 
 
 class EntryPage(_Response, Generic[_Entry]):

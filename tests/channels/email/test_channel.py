@@ -97,7 +97,7 @@ async def test_a_refused_recipient_does_not_affect_the_others(relay: MailReceive
 
     assert relay.mails[0].recipients == ("a@example.com", "b@example.com")
     assert {name: type(error) for name, error in receipt.failures.items()} == {
-        "no@example.com": Never,
+        "no@example.com": UnknownRecipient,
         "later@example.com": Later,
     }
     assert "550 5.1.1 no such user" in receipt.failures["no@example.com"].reason
@@ -135,7 +135,7 @@ async def test_if_all_recipients_fail_and_one_temporarily_the_error_is_later(
         ("rcpt", "421 4.3.2 closing", Later, True),
         ("rcpt", "452 4.5.3 too many", Later, False),
         ("rcpt", "552 5.5.3 too many", Later, False),
-        ("rcpt", "553 5.1.3 bad address", Never, False),
+        ("rcpt", "553 5.1.3 bad address", UnknownRecipient, False),
         ("rcpt", "drop", Later, False),
         ("data", "421 4.3.2 closing", Later, True),
         ("data", "451 4.3.0 try later", Later, False),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from channels.contract import Later, Misconfigured, Never
+from channels.contract import Later, Misconfigured, Never, UnknownRecipient
 from channels.email.channel import EmailChannel
 from tests.support import postfix
 from tests.support.mail import ABOUT, CONTENT, config, message
@@ -66,10 +66,10 @@ async def test_each_recipient_has_its_own_outcome(relay: Postfix, channel: Email
 
     failures = {name: (type(error), error.reason) for name, error in receipt.failures.items()}
     assert {name: kind for name, (kind, _) in failures.items()} == {
-        "nobody@example.com": Never,
+        "nobody@example.com": UnknownRecipient,
         "grey@example.com": Later,
         "full@example.com": Later,
-        "x@elsewhere.example": Never,
+        "x@elsewhere.example": UnknownRecipient,
     }
     assert "5.1.1" in failures["nobody@example.com"][1]
     assert "let it, or log in" in failures["x@elsewhere.example"][1]
@@ -82,7 +82,7 @@ async def test_after_20_refusals_the_others_get_the_mail(relay: Postfix, channel
     receipt = await channel.send(message(*unknown[:22], "b@example.com", *unknown[22:], key="postfix4"))
 
     assert list(receipt.failures) == unknown
-    assert {type(error) for error in receipt.failures.values()} == {Never}
+    assert {type(error) for error in receipt.failures.values()} == {UnknownRecipient}
     assert relay.log.count("too many errors") == 2
     assert (await relay.arrived("b", "<postfix4@example.com>"))["to"]
 

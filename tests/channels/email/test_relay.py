@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from channels.contract import ChannelError, InDoubt, Later, Misconfigured, Never
+from channels.contract import ChannelError, InDoubt, Later, Misconfigured, Never, UnknownRecipient
 from channels.email import relay
 from channels.email.channel import EmailChannel
 from tests.support.mail import config, config_with_relays, message
@@ -283,7 +283,11 @@ async def test_a_mail_that_one_relay_refuses_temporarily_is_sent_to_the_next(
 
 @pytest.mark.parametrize(
     ("step", "reply", "error_type"),
-    [("MAIL", "552 5.3.4 too big", Never), ("RCPT", "550 5.1.1 nobody", Never), ("mail", TAKE_AND_DROP, InDoubt)],
+    [
+        ("MAIL", "552 5.3.4 too big", Never),
+        ("RCPT", "550 5.1.1 nobody", UnknownRecipient),
+        ("mail", TAKE_AND_DROP, InDoubt),
+    ],
 )
 async def test_a_mail_that_is_refused_permanently_or_in_doubt_is_sent_to_no_other_relay(
     server: ScriptedRelay, second: ScriptedRelay, step: str, reply: str, error_type: type[ChannelError]
@@ -433,10 +437,10 @@ async def test_a_non_ascii_address_needs_a_relay_with_smtputf8(server: ScriptedR
         ("MAIL", "552 5.3.4 too big", Never, "shorten the template"),
         ("MAIL", "553 5.7.1 not owned by user", Misconfigured, "the login must be allowed to use them"),
         ("RCPT", "450 4.2.0 greylisted", Later, "greylisted"),
-        ("RCPT", "550 5.1.1 no such user", Never, "fix the address in the rule"),
-        ("RCPT", "550 5.2.1 disabled", Never, "switched off"),
+        ("RCPT", "550 5.1.1 no such user", UnknownRecipient, "fix the address in the rule"),
+        ("RCPT", "550 5.2.1 disabled", UnknownRecipient, "switched off"),
         ("RCPT", "552 5.2.2 over quota", Later, "the mailbox is full"),
-        ("RCPT", "554 5.7.1 relay access denied", Never, "let it, or log in"),
+        ("RCPT", "554 5.7.1 relay access denied", UnknownRecipient, "let it, or log in"),
         ("mail", "552 5.3.4 too big", Never, "shorten the template"),
         ("mail", "554 5.7.1 spam", Never, "ask its operator"),
         ("mail", "452 4.3.1 no space", Later, "did not take the mail yet"),
@@ -467,9 +471,9 @@ async def test_refusals_heard_before_the_relay_closes_are_kept_and_the_others_ge
 
     assert [mail.recipients for mail in server.mails] == [("a@example.com", "b@example.com")]
     assert {name: type(error) for name, error in receipt.failures.items()} == {
-        "u1@example.com": Never,
+        "u1@example.com": UnknownRecipient,
         "g1@example.com": Later,
-        "u2@example.com": Never,
+        "u2@example.com": UnknownRecipient,
         "g2@example.com": Later,
     }
     assert len(server.sessions) == 3

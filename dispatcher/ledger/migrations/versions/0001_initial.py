@@ -210,6 +210,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("launch_plan", "version", name="pk_launch_plan_versions"),
     )
     op.create_table(
+        "unresolved_owners",
+        sa.Column("principal", sa.Text, nullable=False),
+        sa.Column("label", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("instead", sa.Text, nullable=False),
+        sa.Column("event", sa.String(1024), nullable=False),
+        sa.Column("first_at", _TIME, nullable=False),
+        sa.Column("last_at", _TIME, nullable=False),
+        sa.Column("events", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("principal", "label", name="pk_unresolved_owners"),
+    )
+    op.create_table(
         "destinations",
         sa.Column("channel", sa.String(32), nullable=False),
         sa.Column("name", sa.String(512), nullable=False),
