@@ -49,7 +49,7 @@ class Route:
     evaluated: tuple[Considered, ...] = field(init=False, repr=False, compare=False)
     """The rules, as they are explained if the route applies. Made once, because an event may have a hundred routes."""
     notifies_owner: bool = field(init=False, repr=False, compare=False)
-    """True if the route names the owner, who is not found yet."""
+    """True if the route names the owner."""
 
     def __post_init__(self) -> None:
         reason = "all its conditions hold"
@@ -57,7 +57,7 @@ class Route:
             reason = f"its conditions hold; it waits for {self.awaited}"
         rows = [_evaluated(rule, reason, applies=not self.streak) for rule in self.rules]
         object.__setattr__(self, "evaluated", tuple(rows))
-        object.__setattr__(self, "notifies_owner", any(rule.names_owner for rule in self.rules))
+        object.__setattr__(self, "notifies_owner", any(one.names_owner or one.owner for one in self.rules))
 
     @property
     def owner(self) -> Owner | None:
@@ -163,7 +163,7 @@ class Routing:
     @property
     def owner(self) -> Owner | None:
         """Whom the routes without a streak notify as the owner; None if none of them names the owner."""
-        return next((owner for route in self.matched if not route.streak and (owner := route.owner)), None)
+        return next((route.owner for route in self.matched if route.notifies_owner and not route.streak), None)
 
 
 NO_ROUTES = Routing()

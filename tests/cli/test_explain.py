@@ -107,7 +107,16 @@ async def test_a_recorded_execution_is_explained_with_each_rule_delivery_and_att
         "matched",
         "t/0@0",
     )
-    assert list(account["rules"][0]) == ["name", "defined_at", "phases", "channel", "recipients", "matched", "reason"]
+    assert list(account["rules"][0]) == [
+        "name",
+        "defined_at",
+        "phases",
+        "channel",
+        "recipients",
+        "matched",
+        "reason",
+        "owner",
+    ]
     assert rules_in(account) == [
         ("email", False, "is for SUCCEEDED, not FAILED"),
         ("slack", True, MATCHED),

@@ -131,6 +131,13 @@ class TerminalEvent(_Response):
     deliveries: Mapping[State, int]
 
 
+class Owner(_Response):
+    """How the owner was found whom a route names."""
+
+    found_by: Annotated[str, Field(description="`map`, `label`, `pattern`, `fallback` or `nobody`.")]
+    reason: str
+
+
 class EvaluatedRule(_Response):
     """A rule, and whether the rule matched the event."""
 
@@ -141,6 +148,7 @@ class EvaluatedRule(_Response):
     recipients: Sequence[str]
     matched: bool
     reason: str
+    owner: Annotated[Owner | None, Field(description="Null if the rule is not for the owner.")]
 
 
 class EventExplanation(_Response):

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_48cde88e"
+revision = "0001_e7ed6fe6"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
