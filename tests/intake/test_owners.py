@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -14,10 +17,14 @@ from dispatcher.explain import explanations
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger
-from dispatcher.model.event import Options
+from dispatcher.model.event import Event, Options
 from dispatcher.observability.metrics import Metrics
+from dispatcher.planning.contents import Contents
+from dispatcher.planning.planner import Planner
+from dispatcher.rules import RouteBook, RuleBook
+from dispatcher.rules.owners import Owners
 from dispatcher.runtime.wiring import make_contents, make_planner, make_rule_files, open_channels
-from tests.support.builders import NOW, a_notification, an_event, an_execution
+from tests.support.builders import NOW, a_launch_plan, a_notification, a_route, an_event, an_execution, some_contacts
 from tests.support.flyte_admin import a_finished_execution, admin_client
 from tests.support.metrics import scraped
 from tests.support.terminal import invoke
@@ -35,8 +42,13 @@ SETTINGS = {
         "fallback": "data",
     },
 }
+MINUTE = timedelta(minutes=1)
 ROUTES = "routes: [{name: owners, match: {phase: FAILED}, notify: [owner, {email: [audit@example.com]}]}]"
 OWN = Options(notifications=(a_notification("own@example.com"),))
+
+
+def _rendered(channel: str, event: Event, **_: object) -> dict[str, str]:
+    return {"text": f"{event.phase} by {channel}"}
 
 
 async def test_the_owner_is_notified_as_flyteadmin_and_the_settings_say(tmp_path: Path) -> None:
@@ -91,3 +103,38 @@ async def test_the_owner_is_notified_as_flyteadmin_and_the_settings_say(tmp_path
     shown = (await invoke("rules", "owners", "--limit", "1", "--config", str(config))).out
     assert "jane.doe\\u000d\\u000aBcc: eve@example.com" in shown
     assert len(shown.splitlines()) == 2
+
+
+async def test_an_owner_of_a_route_with_a_streak_counts_when_the_route_fires(tmp_path: Path) -> None:
+    owners = Owners(contacts={"data": 1}, label="team", fallback="data")
+    nobody = replace(owners, fallback="")
+    contacts = some_contacts(data={"email": ["data@example.com"]})
+    planner = Planner(addresses={"email": str}, fallbacks={}, contacts=contacts)
+    url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    async with Ledger(url) as ledger:
+        for name, given, at in (("a", owners, 1), ("b", owners, 2), ("c", nobody, 3), ("d", nobody, 4)):
+            route = a_route(f"second {given.fallback}", "owner", channel="", labels={"x": "y"})
+            routes = RouteBook((replace(route, streak=2),), given)
+            event = an_event(name=name, launch_plan=a_launch_plan(), labels={"x": "y"}, looked_up=True)
+            message = write(event.model_copy(update={"occurred_at": NOW + at * MINUTE}), Format.NATIVE)
+            intake = Intake(ledger, partial(RuleBook, {}, routes), planner, Contents(_rendered), SystemClock())
+            await intake.ingest([(message.headers, message.value, "here")])
+        rows = []
+        for name in "abcd":
+            (explained,) = await explanations(ledger, an_execution(name), (), deliveries_at_most=9, now=NOW)
+            (rule,) = explained.rules
+            rows.append((name, rule["matched"], rule["reason"], len(explained.deliveries)))
+        unresolved = await ledger.owners.unresolved(limit=10)
+    missed = "the owner is not known: label team is absent; "
+    assert rows == [
+        ("a", False, f"streak is 1 of 2; {missed}data is notified", 0),
+        ("b", True, f"streak is 2 of 2; {missed}data is notified", 1),
+        ("c", False, f"streak is 3, and 2 are enough; {missed}owners.fallback names nobody", 0),
+        (
+            "d",
+            False,
+            f"has fired in this streak already, with {an_event(name='c').key}; {missed}owners.fallback names nobody",
+            0,
+        ),
+    ]
+    assert [(one.instead, one.events, one.event) for one in unresolved] == [("", 2, an_event(name="c").key)]
