@@ -121,16 +121,18 @@ def carry(count: int, channel: str, section: Mapping[str, Any], recipient: str) 
 
 
 def _write_settings(folder: Path, channel: str, section: Mapping[str, Any], recipient: str) -> None:
-    rules = folder / "rules"
-    rules.mkdir()
-    kind = {"email": "email", "slack": "slack", "pagerduty": "pager_duty"}[channel]
-    for project in range(PROJECTS):
-        rule = {"phases": ["FAILED"], kind: {"recipients_email": [recipient.format(project)]}}
-        plan = {"project": f"bench{project}", "domain": "production", "name": "*"}
-        (rules / f"{project}.yaml").write_text(yaml.safe_dump({"launch_plan": plan, "notifications": [rule]}))
+    routes = [
+        {
+            "name": f"bench{project}",
+            "match": {"project": f"bench{project}", "phase": "FAILED"},
+            "notify": [{channel: [recipient.format(project)]}],
+        }
+        for project in range(PROJECTS)
+    ]
+    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": routes}))
     settings = {
         "ledger": {"url": "sqlite+aiosqlite:///ledger.db"},
-        "rules": {"launch_plans": "rules"},
+        "rules": {"routes": "routes.yaml"},
         "channels": {channel: section},
     }
     (folder / "dispatcher.yaml").write_text(yaml.safe_dump(settings))

@@ -31,7 +31,7 @@ from dispatcher.demo.fakes.mail import Mail
 from dispatcher.demo.fakes.pagerduty import Incident
 from dispatcher.demo.fakes.slack import SlackMessage
 from dispatcher.demo.fakes.webhooks import Call, Card
-from dispatcher.demo.story import LAUNCH_PLANS, Scene, day
+from dispatcher.demo.story import LAUNCH_PLANS, ROUTES, Scene, day
 from dispatcher.flyte.encode import EncodedMessage, write, write_lifecycle
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.runtime.service import Service
@@ -141,11 +141,12 @@ class Show:
     def _settings_file(self, folder: Path) -> Path:
         (folder / "launch_plans").mkdir()
         (folder / "launch_plans" / "team.yaml").write_text(LAUNCH_PLANS, encoding="utf-8")
+        (folder / "routes.yaml").write_text(ROUTES, encoding="utf-8")
         settings = {
             "http": {"listen": _ANY_PORT, "console": True},
             "ledger": {"url": "sqlite+aiosqlite:///./demo.db"},
-            "rules": {"launch_plans": ["./launch_plans"]},
-            "contacts": {"data-eng@example.com": {"teams": ["data-eng"]}},
+            "rules": {"launch_plans": ["./launch_plans"], "routes": ["./routes.yaml"]},
+            "contacts": {"data-eng": {"slack": ["#data-eng"], "teams": ["data-eng"]}},
             "channels": {
                 "email": {
                     "host": "127.0.0.1",

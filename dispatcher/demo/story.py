@@ -15,7 +15,7 @@ Expected = tuple[str, tuple[str, ...]]
 """One message that must arrive: its channel, and its recipients in alphabetical order."""
 
 LAUNCH_PLANS = """\
-# Rules in Flyte's own form; "*" as name is for every launch plan of the project and domain.
+# Rules in Flyte's own form.
 launch_plan: {project: flytesnacks, domain: production, name: train.daily}
 notifications:
   - phases: [SUCCEEDED]
@@ -33,15 +33,13 @@ notifications:
     slack: {recipients_email: [jane.doe@example.com]}
   - phases: [TIMED_OUT, FAILED]
     email: {recipients_email: [reports@example.com]}
----
-launch_plan: {project: etl, domain: production, name: "*"}
-notifications:
-  - phases: [FAILED]
-    slack: {recipients_email: ["#data-eng"]}
-  - phases: [FAILED]  # the settings have a contact of this name, which is on Teams
-    email: {recipients_email: [data-eng@example.com]}
-  - phases: [FAILED]
-    webhook: {recipients: [audit]}
+"""
+ROUTES = """\
+# Rules of the platform's own. data-eng is a contact in the settings, on Slack and Teams.
+routes:
+  - name: etl-failures
+    match: {project: etl, domain: production, phase: FAILED}
+    notify: [data-eng, {webhook: [audit]}]
 """
 
 _TRACEBACK = """\
@@ -95,7 +93,7 @@ def day(now: datetime) -> list[Scene]:
         ),
         Scene("Kafka delivers that failure a second time", failed, Format.FLYTE_V2, lifecycle=False),
         Scene(
-            "a job fails, and Flyte's v1 event does not name its launch plan: the rules for launch plan * apply",
+            "a job fails, and Flyte's v1 event does not name its launch plan: a route for its project and domain matches",
             _event("a7loader", Phase.FAILED, now, project="etl", error="OOMKilled: memory limit of 4Gi exceeded"),
             Format.FLYTE_V1,
             [("slack", ("#data-eng",)), ("teams", ("data-eng",)), ("webhook", ("audit",))],
@@ -153,7 +151,7 @@ def day(now: datetime) -> list[Scene]:
         ),
         Scene(
             "an event whose launch plan is unknown: rejected, and kept for a replay",
-            _event("a7stray", Phase.FAILED, now, project="playground", error="RuntimeError: boom"),
+            _event("a7stray", Phase.FAILED, now, error="RuntimeError: boom"),
             Format.FLYTE_V1,
         ),
     ]

@@ -18,7 +18,7 @@ class Verdict(StrEnum):
     DISABLED = "disabled"
     """Notifications are disabled for this execution."""
     UNKNOWN_LAUNCH_PLAN = "unknown_launch_plan"
-    """The event does not name its launch plan, and there are no `*` rules for its project and domain."""
+    """The event does not name its launch plan, so it is not known which rules apply."""
     RULES_UNKNOWN = "rules_unknown"
     """It is not known which of Flyte's rules apply: FlyteAdmin did not say it, or the event does not name its launch
     plan, and no file has rules for it. The event is recorded only if a route matches."""

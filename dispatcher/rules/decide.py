@@ -14,7 +14,7 @@ from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
 from dispatcher.rules.owners import Owner
 from dispatcher.rules.routes import NO_ROUTES, Route, Routing
 from dispatcher.rules.rule import Considered, Rule
-from dispatcher.rules.rulebook import ANY, RuleBook
+from dispatcher.rules.rulebook import RuleBook
 
 _REPLACED_BY_ROUTE = "replaced by route "
 ROUTES_NAMED = 5
@@ -89,11 +89,11 @@ def _by_flytes_rules(event: Event, book: RuleBook, admin: AdminExecution | Unkno
     if plan is None:
         return _no_rules(event, book) if admin is None else Decision(Verdict.RULES_UNKNOWN, admin.reason)
     unknown = f" ({admin.reason})" if admin is not None else ""
-    less_specific = _overridden(
+    of_any_version = _overridden(
         [rule for entry in entries[1:] for rule in entry.rules],
         f"the rules of launch plan {plan.key} are more specific and apply alone",
     )
-    return _verdict(event, (*_match(event, plan.rules), *less_specific), f"launch plan {plan.key}{unknown}")
+    return _verdict(event, (*_match(event, plan.rules), *of_any_version), f"launch plan {plan.key}{unknown}")
 
 
 def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule, ...]) -> Decision:
@@ -242,12 +242,21 @@ def _verdict(event: Event, considered: tuple[Considered, ...], rule_list: str) -
 
 
 def _no_rules(event: Event, book: RuleBook) -> Decision:
+    """Return the decision if files have no rules for the event's launch plan.
+
+    Where the event does not name its launch plan, that is a decision only if there are routes, and no launch plan that
+    it could be has a rule for the event's phase. Without routes, the rules are probably still to be written.
+    """
+    project, domain = event.execution.project, event.execution.domain
+    if event.launch_plan is None and book.routes and not book.may_match(event):
+        reason = f"no rule of any launch plan of {project}/{domain} is for {event.phase}"
+        return Decision(Verdict.NO_MATCHING_RULE, reason)
     if event.launch_plan is None:
-        where = f"{event.execution.project}/{event.execution.domain}"
         return Decision(
             Verdict.UNKNOWN_LAUNCH_PLAN,
             "launch plan unknown: the event does not name it. Set rules.flyte_admin, or enrichAllWorkflowEventTypes in "
-            f"flyteadmin's cloudEvents (v2), or write rules for launch plan {ANY!r} in {where}, then replay",
+            "flyteadmin's cloudEvents (v2), or write a route, for example with match: "
+            f"{{project: {project}, domain: {domain}, phase: {event.phase}}}, then replay",
         )
     versions = book.versions_of(event.launch_plan)
     known = f" (there are rules for version {', '.join(versions)})" if versions else ""

@@ -188,8 +188,11 @@ def _plan_key(item: Any, place: Mapping[str, str]) -> PlanKey:
     missing = [name for name in ("project", "domain", "name") if name not in values]
     if missing:
         raise _Refused(f"the launch plan lacks {' and '.join(missing)}", at)
-    if ANY in {values["project"], values["domain"]}:
-        raise _Refused(f"{ANY!r} can stand for a version or a launch plan's name, not for a project or domain", at)
+    for name in ("project", "domain", "name"):
+        if values[name] == ANY:
+            where = [f"{key}: {values[key]}, " for key in ("project", "domain") if values[key] != ANY]
+            match = f"match: {{{''.join(where)}phase: FAILED}}"
+            raise _Refused(f"{name}: only a version can be {ANY!r}: write a route instead, with {match}", (*at, name))
     return PlanKey(**values)
 
 

@@ -515,11 +515,10 @@ async def test_a_rejected_event_is_replayed_once_its_rules_are_known(tmp_path: P
         True,
     )
 
-    (tmp_path / "all.yaml").write_text(
-        "launch_plan: {project: flytesnacks, domain: production, name: '*'}\n"
-        "notifications: [{phases: [FAILED], email: {recipients_email: [a@example.com]}}]"
+    (tmp_path / "routes.yaml").write_text(
+        "routes: [{name: all, match: {domain: production, phase: FAILED}, notify: [{email: [a@example.com]}]}]"
     )
-    config = settings_file(tmp_path, rules={"launch_plans": ["all.yaml"]})
+    config = settings_file(tmp_path, rules={"routes": ["routes.yaml"]})
     assert "1 would be accepted now" in (await command("rejected", "replay", "ee", "--dry-run", "--config", config))[1]
     assert "1 accepted now" in (await command("rejected", "replay", "ee", "--config", config))[1]
     assert "0 accepted now" in (await command("rejected", "replay", "ee", "--config", config))[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from dispatcher.rules import (
     AdminExecution,
     PlanKey,
     PlanRules,
+    RouteBook,
     Rule,
     RuleBook,
     UnknownExecution,
@@ -22,7 +24,7 @@ from dispatcher.rules import (
     decide,
     decides_itself,
 )
-from tests.support.builders import a_launch_plan, a_notification, a_rule, an_event
+from tests.support.builders import a_launch_plan, a_notification, a_route, a_rule, an_event
 
 
 def a_book(*plans: tuple[str, str, Rule]) -> RuleBook:
@@ -78,9 +80,8 @@ def test_a_rule_matches_only_its_phases(phase: Phase) -> None:
 @pytest.mark.parametrize(
     ("plans", "expected"),
     [
-        ([("train.daily", "v1.4.2"), ("train.daily", ANY), (ANY, ANY)], "train.daily@v1.4.2"),
-        ([("train.daily", "v1.4.1"), ("train.daily", ANY), (ANY, ANY)], "train.daily@*"),
-        ([("train.daily", "v1.4.1"), ("other", ANY), (ANY, ANY)], "*@*"),
+        ([("train.daily", "v1.4.2"), ("train.daily", ANY)], "train.daily@v1.4.2"),
+        ([("train.daily", "v1.4.1"), ("train.daily", ANY), ("other", ANY)], "train.daily@*"),
     ],
 )
 def test_only_the_most_specific_launch_plan_entry_applies(plans: list[tuple[str, str]], expected: str) -> None:
@@ -88,23 +89,36 @@ def test_only_the_most_specific_launch_plan_entry_applies(plans: list[tuple[str,
     assert notified(an_event(launch_plan=a_launch_plan()), book) == [expected]
 
 
-def test_a_tasks_event_matches_only_rules_for_any_launch_plan() -> None:
+def test_a_tasks_event_matches_no_rules_of_a_launch_plan() -> None:
     task = a_launch_plan().model_copy(update={"resource_type": "TASK"})
-    book = a_book(PLAN, (ANY, ANY, a_rule("all@example.com")))
-    assert notified(an_event(launch_plan=task), book) == ["all@example.com"]
     decision = decide(an_event(launch_plan=task), a_book(PLAN))
     assert decision.reason == "no rules for task flytesnacks/production/train.daily@v1.4.2"
 
 
-def test_an_event_without_a_launch_plan_matches_only_rules_for_any_launch_plan() -> None:
-    assert notified(an_event(), a_book(PLAN, (ANY, ANY, a_rule("all@example.com")))) == ["all@example.com"]
-
-
-def test_an_event_without_a_launch_plan_is_undecided_if_there_are_no_rules_for_any_launch_plan() -> None:
-    decision = decide(an_event(), a_book(PLAN))
+@pytest.mark.parametrize("phase", sorted(TERMINAL))
+def test_an_event_without_a_launch_plan_is_undecided(phase: Phase) -> None:
+    decision = decide(an_event(phase), a_book(PLAN))
     assert decision.verdict is Verdict.UNKNOWN_LAUNCH_PLAN
     assert "enrichAllWorkflowEventTypes" in decision.reason
-    assert "flytesnacks/production" in decision.reason
+    assert f"match: {{project: flytesnacks, domain: production, phase: {phase}}}" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("phase", "book", "verdict"),
+    [
+        (Phase.FAILED, a_book(PLAN), Verdict.UNKNOWN_LAUNCH_PLAN),
+        (Phase.FAILED, a_book(), Verdict.NO_MATCHING_RULE),
+        (Phase.SUCCEEDED, a_book(PLAN), Verdict.NO_MATCHING_RULE),
+    ],
+)
+def test_an_event_without_a_launch_plan_is_decided_if_there_are_routes_and_no_launch_plan_has_a_rule_for_its_phase(
+    phase: Phase, book: RuleBook, verdict: Verdict
+) -> None:
+    with_routes = replace(book, routes=RouteBook((a_route("elsewhere", project="other"),)))
+    decision = decide(an_event(phase), with_routes)
+    assert decision.verdict is verdict
+    if decision.decided:
+        assert decision.reason == f"no rule of any launch plan of flytesnacks/production is for {phase}"
 
 
 def test_an_events_own_options_decide_even_if_its_launch_plan_is_unknown() -> None:
@@ -129,10 +143,11 @@ def test_every_evaluated_rule_has_a_reason() -> None:
 
 
 def test_flyteadmin_goes_before_files_and_options_go_before_both() -> None:
-    book = a_book((ANY, ANY, a_rule("file@example.com")))
+    book = a_book(("train.daily", ANY, a_rule("file@example.com")))
+    event = an_event(launch_plan=a_launch_plan())
     admin = AdminExecution(rules=(a_rule("admin@example.com"),), launch_plan=a_launch_plan())
 
-    decision = decide(an_event(), book, admin)
+    decision = decide(event, book, admin)
     assert [(one.rule.notification.recipients[0], one.matched, one.reason) for one in decision.considered] == [
         ("admin@example.com", True, "FAILED is among its phases"),
         ("file@example.com", False, "FlyteAdmin's rules go before files"),
@@ -144,7 +159,8 @@ def test_flyteadmin_goes_before_files_and_options_go_before_both() -> None:
 
 
 def test_an_empty_rule_list_from_flyteadmin_goes_before_files() -> None:
-    decision = decide(an_event(), a_book((ANY, ANY, a_rule())), AdminExecution(launch_plan=a_launch_plan()))
+    event = an_event(launch_plan=a_launch_plan())
+    decision = decide(event, a_book(PLAN), AdminExecution(launch_plan=a_launch_plan()))
     assert (decision.verdict, decision.matched) == (Verdict.NO_MATCHING_RULE, [])
     reason = "no rule of launch plan flytesnacks/production/train.daily@v1.4.2 in FlyteAdmin is for FAILED"
     assert decision.reason == reason
@@ -152,10 +168,11 @@ def test_an_empty_rule_list_from_flyteadmin_goes_before_files() -> None:
 
 def test_files_decide_if_flyteadmin_does_not_know_the_execution_and_without_files_the_rules_are_unknown() -> None:
     unknown = UnknownExecution("FlyteAdmin doesn't know it")
-    decision = decide(an_event(), a_book((ANY, ANY, a_rule("file@example.com"))), unknown)
+    event, plan = an_event(launch_plan=a_launch_plan()), "flytesnacks/production/train.daily"
+    decision = decide(event, a_book(PLAN), unknown)
     assert (decision.verdict, len(decision.matched)) == (Verdict.MATCHED, 1)
-    assert decision.reason == "1 rule of launch plan flytesnacks/production/* (FlyteAdmin doesn't know it) matched"
-    decision = decide(an_event(launch_plan=a_launch_plan()), RuleBook(), unknown)
+    assert decision.reason == f"1 rule of launch plan {plan} (FlyteAdmin doesn't know it) matched"
+    decision = decide(event, RuleBook(), unknown)
     assert (decision.verdict, decision.reason, decision.verdict.decided) == (
         Verdict.RULES_UNKNOWN,
         unknown.reason,
@@ -163,14 +180,13 @@ def test_files_decide_if_flyteadmin_does_not_know_the_execution_and_without_file
     )
 
 
-def test_the_rules_of_less_specific_entries_have_a_reason_too() -> None:
-    book = a_book(("train.daily", "v1.4.2", a_rule("v@example.com")), PLAN, (ANY, ANY, a_rule("all@example.com")))
+def test_the_rules_for_any_version_have_a_reason_too_if_those_of_the_version_apply() -> None:
+    book = a_book(("train.daily", "v1.4.2", a_rule("v@example.com")), PLAN)
     considered = decide(an_event(launch_plan=a_launch_plan()), book).considered
     overridden = "the rules of launch plan flytesnacks/production/train.daily@v1.4.2 are more specific and apply alone"
     assert [(one.rule.notification.recipients[0], one.matched, one.reason) for one in considered] == [
         ("v@example.com", True, "FAILED is among its phases"),
         ("plan@example.com", False, overridden),
-        ("all@example.com", False, overridden),
     ]
 
 

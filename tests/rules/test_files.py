@@ -84,12 +84,12 @@ def test_an_execution_in_a_rule_file_is_reported_as_no_launch_plan() -> None:
 def test_a_file_may_hold_several_plans_in_documents_or_lists(tmp_path: Path) -> None:
     flat = "{project: p, domain: d, name: a, notifications: []}"
     (tmp_path / "one.yaml").write_text(f"{flat}\n---\n{flat.replace('name: a', 'name: b, version: v1')}\n")
-    (tmp_path / "two.json").write_text(json.dumps([{"id": {"project": "p", "domain": "d", "name": "*"}}]))
+    (tmp_path / "two.json").write_text(json.dumps([{"id": {"project": "p", "domain": "d", "name": "c"}}]))
 
     assert set(loaded(tmp_path).book.plans) == {
         PlanKey("p", "d", "a"),
         PlanKey("p", "d", "b", "v1"),
-        PlanKey("p", "d", "*"),
+        PlanKey("p", "d", "c"),
     }
 
 
@@ -133,7 +133,12 @@ def test_an_invalid_rule_is_refused_with_its_line_and_the_other_rules_apply(tmp_
         ("a.pb", b"\xff\xff\xff", "not a flyteidl.admin.LaunchPlan"),
         ("a.pb", b"", "lacks project and domain and name"),
         ("a.yaml", b"- 1", "a launch plan is a mapping"),
-        ("a.yaml", b"{project: p, domain: '*', name: n}", "not for a project or domain"),
+        (
+            "a.yaml",
+            b"launch_plan:\n  project: p\n  domain: d\n  name: '*'",
+            "a.yaml:4: name: only a version can be '*': write a route instead, with match: {project: p, domain: d, phase: ",
+        ),
+        ("a.yaml", b"{project: p, domain: '*', name: n}", "a.yaml:1: domain: only a version can be '*'"),
         ("a.yaml", b"{project: p, domain: d, name: n, notifications: 3}", "notifications must be a list"),
         (
             "a.yaml",

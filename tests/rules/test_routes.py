@@ -107,26 +107,26 @@ def test_disabled_notifications_disable_routes_too_even_those_that_replace(
 
 
 @pytest.mark.parametrize(
-    ("event", "admin", "reason"),
+    ("event", "plans", "admin", "reason"),
     [
-        (EVENT, UnknownExecution("FlyteAdmin doesn't know it"), "FlyteAdmin doesn't know it"),
-        (an_event(), None, "launch plan unknown: the event does not name it"),
+        (EVENT, {}, UnknownExecution("FlyteAdmin doesn't know it"), "FlyteAdmin doesn't know it"),
+        (an_event(), PLAN, None, "launch plan unknown: the event does not name it"),
     ],
 )
 def test_where_flytes_rules_are_unknown_the_routes_decide_alone(
-    event: Event, admin: UnknownExecution | None, reason: str
+    event: Event, plans: Any, admin: UnknownExecution | None, reason: str
 ) -> None:
-    without = decided(a_route("others", domain="staging"), event=event, plans={}, admin=admin)
+    without = decided(a_route("others", domain="staging"), event=event, plans=plans, admin=admin)
     assert not without.decided
     assert without.reason.startswith(reason)
 
-    decision = decided(a_route("all"), event=event, plans={}, admin=admin)
+    decision = decided(a_route("all"), event=event, plans=plans, admin=admin)
     assert (decision.verdict, decision.decided) == (Verdict.RULES_UNKNOWN, True)
     assert decision.reason.startswith(reason)
     assert decision.reason.endswith("; route all matched")
     assert [rule.name for rule in decision.matched] == ["all"]
 
-    replacing = decided(a_route("all", rules="replace"), event=event, plans={}, admin=admin)
+    replacing = decided(a_route("all", rules="replace"), event=event, plans=plans, admin=admin)
     assert replacing.verdict is Verdict.MATCHED
     assert replacing.reason.startswith(f"route all matched; route all replaces Flyte's rules ({reason}")
 

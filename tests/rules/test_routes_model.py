@@ -72,18 +72,22 @@ def applying(routes: list[dict[str, Any]], event: Event) -> list[dict[str, Any]]
 def expected(
     event: Event, plan: list[Rule] | None, routes: list[dict[str, Any]], admin: Any
 ) -> tuple[Verdict, list[str]]:
-    """The verdict, and the recipients in order. `plan`: the launch plan's rules; None if the files have none."""
+    """The verdict, and the recipients in order. `plan`: the rules of the only launch plan in files, which the event
+    names if it names any; None if there is none.
+    """
     if event.options and event.options.disable_notifications:
         return Verdict.DISABLED, []
     own = [Rule(one, "") for one in event.options.notifications] if event.options else []
     if not own and isinstance(admin, AdminExecution) and admin.disabled:
         return Verdict.DISABLED, []
-    rules = own or (list(admin.rules) if isinstance(admin, AdminExecution) else plan)
+    of_files = plan if event.launch_plan else None
+    rules = own or (list(admin.rules) if isinstance(admin, AdminExecution) else of_files)
     flytes = [rule for rule in rules or [] if event.phase in rule.notification.phases]
     routed = applying(routes, event)
     if any(route["rules"] == "replace" for route in routed):
         return Verdict.MATCHED, [route["name"] for route in routed]
-    unknown = rules is None and (admin is not None or event.launch_plan is None)
+    could_match = not routes or any(event.phase in rule.notification.phases for rule in plan or [])
+    unknown = rules is None and (admin is not None or (event.launch_plan is None and could_match))
     if unknown and not routed and admin is None:
         return Verdict.UNKNOWN_LAUNCH_PLAN, []
     names = [rule.notification.recipients[0] for rule in flytes] + [route["name"] for route in routed]
@@ -173,14 +177,15 @@ def test_a_decision_with_routes_is_that_of_the_model(
     event: Event, plan: list[Rule] | None, routes: list[dict[str, Any]], admin: Any
 ) -> None:
     plans = {}
-    if plan is not None and event.launch_plan is not None:
-        key = PlanKey(event.execution.project, event.execution.domain, event.launch_plan.name)
+    if plan is not None:
+        name = event.launch_plan.name if event.launch_plan else "some"
+        key = PlanKey(event.execution.project, event.execution.domain, name)
         plans = {key: PlanRules(key, tuple(plan))}
 
     decision = decide(event, RuleBook(plans, a_route_book(routes)), admin)
 
     notified = [rule.notification.recipients[0] for rule in decision.matched]
-    assert (decision.verdict, notified) == expected(event, plan if plans else None, routes, admin)
+    assert (decision.verdict, notified) == expected(event, plan, routes, admin)
     assert decision.decided is (decision.verdict.decided or bool(notified))
     assert all(one.reason for one in decision.considered)
     explained = [one.rule.name for one in decision.considered if one.rule.name and not one.matched]

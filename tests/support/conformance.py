@@ -69,7 +69,7 @@ class Case(_Entry):
     dispatcher: str = "the same"
     why: str = ""
     plans: dict[str, Annotated[list[NotificationData], BeforeValidator(_list)]] = {}
-    """Launch plan entries in files, by NAME, NAME@VERSION, `*`, or PROJECT/DOMAIN/NAME."""
+    """Launch plan entries in files, by NAME, NAME@VERSION, or PROJECT/DOMAIN/NAME."""
     plan: Annotated[list[NotificationData] | None, BeforeValidator(_list)] = None
     """The rules for any version of the main launch plan."""
     later_plan: Annotated[list[NotificationData] | None, BeforeValidator(_list)] = None

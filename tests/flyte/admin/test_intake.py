@@ -21,13 +21,13 @@ from dispatcher.intake.kafka.config import KafkaConfig
 from dispatcher.intake.kafka.publisher import KafkaPublisher
 from dispatcher.model.event import Event, Options
 from tests.support.brokers import Broker
-from tests.support.builders import a_notification, an_event, an_execution
+from tests.support.builders import a_launch_plan, a_notification, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution
 from tests.support.kafka import committed
 from tests.support.service import Replica, ask, command, serving
 
-ALL = (
-    "launch_plan: {project: flytesnacks, domain: production, name: '*'}\n"
+PLAN = (
+    "launch_plan: {project: flytesnacks, domain: production, name: train.daily}\n"
     "notifications: [{phases: [FAILED], email: {recipients_email: [from-file@example.com]}}]"
 )
 
@@ -112,13 +112,14 @@ async def test_files_apply_only_to_executions_that_flyteadmin_does_not_know(
     server: LocalFlyteAdmin, tmp_path: Path
 ) -> None:
     server.add(a_finished_execution())
-    (tmp_path / "all.yaml").write_text(ALL)
+    (tmp_path / "plan.yaml").write_text(PLAN)
     admin = {"endpoint": server.endpoint, "insecure": True}
-    async with replica_of(tmp_path, server, rules={"flyte_admin": admin, "launch_plans": ["./all.yaml"]}) as replica:
+    async with replica_of(tmp_path, server, rules={"flyte_admin": admin, "launch_plans": ["./plan.yaml"]}) as replica:
         _, known, _ = await post(replica, bare())
-        _, unknown, _ = await post(replica, bare("stranger"))
+        stranger = an_event(name="stranger", launch_plan=a_launch_plan())
+        _, unknown, _ = await post(replica, write(stranger, Format.NATIVE))
     assert (len(known["deliveries"]), len(unknown["deliveries"])) == (4, 1)
-    assert "launch plan flytesnacks/production/* (FlyteAdmin doesn't know execution" in unknown["reason"]
+    assert "launch plan flytesnacks/production/train.daily (FlyteAdmin doesn't know execution" in unknown["reason"]
     recipients = [entry["recipients"] for entry in await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")]
     assert recipients.count(["from-file@example.com"]) == 1
 
