@@ -20,8 +20,8 @@ class Verdict(StrEnum):
     UNKNOWN_LAUNCH_PLAN = "unknown_launch_plan"
     """The event does not name its launch plan, so it is not known which rules apply."""
     RULES_UNKNOWN = "rules_unknown"
-    """It is not known which of Flyte's rules apply: FlyteAdmin did not say it, or the event does not name its launch
-    plan, and no file has rules for it. The event is recorded only if a route matches."""
+    """It is not known which of Flyte's rules apply: FlyteAdmin did not say it, and files don't, or the event does not
+    name its launch plan. The event is recorded only if a route matches."""
     TOO_MANY_RULES = "too_many_rules"
     """More rules apply, or they have more recipients, than one event may have."""
 
