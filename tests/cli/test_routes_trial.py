@@ -74,7 +74,8 @@ def test_other_routes_on_a_recorded_event_are_what_they_would_have_been(
     found: tuple[Event, dict[str, Any]], phases: list[Phase], options: Options | None, old: RouteBook, new: RouteBook
 ) -> None:
     event = found[0].model_copy(update={"options": options})
-    key = PlanKey(event.execution.project, event.execution.domain, "*")
+    plan = event.launch_plan or a_launch_plan()
+    key = PlanKey(plan.project, plan.domain, plan.name)
     rules = tuple(a_rule(f"{phase}@example.com", phases=(phase,), defined_at=f"plan:{phase}") for phase in phases)
     plans = {key: PlanRules(key, rules)} if rules else {}
     entry, was = stored(event, RuleBook(plans, old))
