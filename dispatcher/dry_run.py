@@ -160,8 +160,8 @@ class DryRun:
 
 def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
     """Return why a delivery would be sent, or why it would be dead."""
-    reasons = {rule["defined_at"]: rule["reason"] for rule in explanation.rules if rule["matched"]}
-    given = [reasons[rule["defined_at"]] for rule in delivery["rules"] if rule["defined_at"] in reasons]
+    places = {rule["defined_at"] for rule in delivery["rules"]}
+    given = [rule["reason"] for rule in explanation.rules if rule["matched"] and rule["defined_at"] in places]
     return str(delivery["reason"] or "; ".join(dict.fromkeys(given)))
 
 

@@ -13,8 +13,7 @@ from dispatcher.rules.lint import problems_of
 from dispatcher.runtime.preflight import unreachable_recipients
 from dispatcher.runtime.wiring import make_planner, make_rule_files, open_channels
 
-_UNSEEN = "; rules in FlyteAdmin may name it"
-_UNUSED = "no rule in files, route, contact or fallback_recipients names it"
+_UNUSED = "no rule in files, route, contact, owners or fallback_recipients names it"
 
 
 class LintFinding(NamedTuple):
@@ -40,10 +39,18 @@ def lint(settings: Settings) -> Iterator[LintFinding]:
         yield from (LintFinding(settings.located(problem)) for problem in str(error).splitlines())
         return
     yield from map(LintFinding, unreachable_recipients(planner, files.book))
-    unseen = settings.rules.flyte_admin is not None
+    unseen = "; ".join(_unseen(settings))
     for name in unused_contacts(settings, planner.contacts, files.book):
-        message = f"contacts.{name}: {_UNUSED}{_UNSEEN if unseen else ''}"
-        yield LintFinding(settings.located(message), warning=unseen)
+        message = "; ".join(part for part in (f"contacts.{name}: {_UNUSED}", unseen) if part)
+        yield LintFinding(settings.located(message), warning=bool(unseen))
+
+
+def _unseen(settings: Settings) -> Iterator[str]:
+    """Yield what may name a contact and is in no file."""
+    if settings.rules.flyte_admin is not None:
+        yield "rules in FlyteAdmin may name it"
+    if settings.owners is not None and settings.owners.label:
+        yield f"the label {settings.owners.label} of an execution may name it"
 
 
 def unused_contacts(settings: Settings, contacts: Contacts, book: RuleBook) -> Iterator[str]:
@@ -59,6 +66,8 @@ def unused_contacts(settings: Settings, contacts: Contacts, book: RuleBook) -> I
             addresses.add((rule.notification.channel, recipient.casefold()))
     for section in settings.channel_sections.values():
         named.update(section.fallback_recipients)
+    if settings.owners is not None:
+        named.update(settings.owners.map.values(), [settings.owners.fallback or ""])
     if settings.canary is not None:
         named.add(settings.canary.recipient)
     waiting = [name for name in named if name in contacts.all]

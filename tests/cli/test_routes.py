@@ -218,7 +218,7 @@ async def test_lint_finds_nothing_in_good_routes_and_names_each_mistake_with_its
             "production.yaml:8: route 'behind': is never reached: stops (",
             "production.yaml:15: route 'never': matches no event: its not covers all that the rest of it matches",
             "production.yaml:8: 'nobody' can't be reached by pagerduty: no such channel",
-            "dispatcher.yaml:9: contacts.also: no rule in files, route, contact or fallback_recipients names it",
+            "dispatcher.yaml:9: contacts.also: no rule in files, route, contact, owners or fallback_recipients names it",
             "contacts.spare: no rule in files",
         ),
         strict=True,
@@ -227,6 +227,21 @@ async def test_lint_finds_nothing_in_good_routes_and_names_each_mistake_with_its
     answer = await invoke("routes", "lint", "--config", config)
     assert (answer.status, answer.out) == (1, "")
     assert answer.err.endswith("6 problems found\n")
+
+
+async def test_contacts_of_owners_are_used_and_a_label_may_name_any_contact(tmp_path: Path) -> None:
+    route = {"name": "own", "match": {"phase": "FAILED"}, "notify": ["owner", "on-call", "ml-team"]}
+    names = ("mapped", "fallback", "spare")
+    contacts = {**CONTACTS, **{name: {"email": [f"{name}@example.com"]} for name in names}}
+    for label, warnings in (("", []), ("team", ["the label team of an execution may name it"])):
+        owners = {"map": {"jo": "mapped"}, "label": label, "fallback": "fallback"}
+        config = settings_file(tmp_path, yaml.safe_dump({"routes": [route]}), contacts=contacts, owners=owners)
+        found = json.loads((await invoke("routes", "lint", "--json", "--config", config)).out)["findings"]
+        (finding,) = found
+        assert "contacts.spare: no rule in files" in finding["message"]
+        assert [finding["message"].rpartition("; ")[2]] == (warnings or [finding["message"]])
+    (listed_route,) = await listed("routes", "list", "--config", config)
+    assert set(listed_route["notify"]) == {"owner", "on-call", "ml-team"}
 
 
 async def test_a_contact_that_rules_in_flyteadmin_may_name_is_a_warning(tmp_path: Path) -> None:
