@@ -160,8 +160,12 @@ class DryRun:
 
 def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
     """Return why a delivery would be sent, or why it would be dead."""
-    places = {rule["defined_at"] for rule in delivery["rules"]}
-    given = [rule["reason"] for rule in explanation.rules if rule["matched"] and rule["defined_at"] in places]
+    recipients = {recipient.casefold() for recipient in delivery["recipients"]}
+    given: list[str] = []
+    for cause in delivery["rules"]:  # all rules of a route have the same place
+        rules = [rule for rule in explanation.rules if rule["matched"] and rule["defined_at"] == cause["defined_at"]]
+        naming = [rule for rule in rules if recipients & {name.casefold() for name in rule["recipients"]}]
+        given += [rule["reason"] for rule in naming or [rule for rule in rules if not rule["channel"]] or rules]
     return str(delivery["reason"] or "; ".join(dict.fromkeys(given)))
 
 
