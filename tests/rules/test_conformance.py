@@ -47,7 +47,8 @@ def settings_in(folder: Path, case: Case) -> Settings:
     (folder / "plans").mkdir()
     rules = {**SETTINGS["rules"], "routes": ["routes.yaml"]}
     write_routes(folder, case.routes)
-    (folder / "dispatcher.yaml").write_text(yaml.safe_dump({**SETTINGS, "rules": rules, "contacts": case.contacts}))
+    given = {**SETTINGS, "rules": rules, "contacts": case.contacts, "owners": case.owners}
+    (folder / "dispatcher.yaml").write_text(yaml.safe_dump(given))
     return load(folder / "dispatcher.yaml")
 
 

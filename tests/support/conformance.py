@@ -80,6 +80,8 @@ class Case(_Entry):
     """The routes that replace `routes` before the last message."""
     contacts: dict[str, Any] = {}
     """The settings' section `contacts`."""
+    owners: dict[str, Any] | None = None
+    """The settings' section `owners`."""
     execution: Annotated[list[NotificationData] | None, BeforeValidator(_list)] = None
     """The main execution's own list."""
     disable: bool | None = None
