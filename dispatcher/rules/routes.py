@@ -12,6 +12,7 @@ from typing import Any
 
 from dispatcher.model.event import Event
 from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES
+from dispatcher.rules.facts import UNKNOWN
 from dispatcher.rules.key_tests import KeyTest
 from dispatcher.rules.matcher import Index, Matcher, all_hold, missed_tests
 from dispatcher.rules.matcher_words import as_data, in_words
@@ -265,8 +266,10 @@ class RouteBook:
 def _only_miss(match: Matcher, tests: Sequence[KeyTest], event: Event) -> str:
     """Return the only reason why an event does not match; an empty text if there are several.
 
-    `tests`: those of the matcher's tests that the event may not pass.
+    `tests`: those of the matcher's tests that the event may not pass; it does not pass all of them.
     """
+    if len(tests) == 1 and (value := tests[0].fact(event)) is not UNKNOWN:
+        return tests[0].missed(value)
     if all_hold(tests, event) is None:
         return match.test(event).reason
     missed = missed_tests(tests, event)
