@@ -47,7 +47,8 @@ def settings_in(folder: Path, case: Case) -> Settings:
     (folder / "plans").mkdir()
     rules = {**SETTINGS["rules"], "routes": ["routes.yaml"]}
     write_routes(folder, case.routes)
-    given = {**SETTINGS, "rules": rules, "contacts": case.contacts, "owners": case.owners}
+    owners = {"owners": case.owners} if case.owners is not None else {}
+    given = {**SETTINGS, "rules": rules, "contacts": case.contacts, **owners}
     (folder / "dispatcher.yaml").write_text(yaml.safe_dump(given))
     return load(folder / "dispatcher.yaml")
 
