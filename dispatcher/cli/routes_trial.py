@@ -131,7 +131,7 @@ def _print(data: Mapping[str, Any]) -> None:
         ("ROUTE", "MATCHES", "UNKNOWN", "FACTS THAT EVENTS LACK", "DEFINED AT"),
         [
             (one["name"], one["matched"], one["undecided"], ", ".join(one["unknown"]), one["defined_at"])
-            for one in data["routes"]
+            for one in sorted(data["routes"], key=lambda one: -one["matched"] - one["undecided"])
         ],
         "routes",
     )
