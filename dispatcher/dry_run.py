@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 from dispatcher.clock import Clock
 from dispatcher.explain import Explanation
-from dispatcher.model.delivery import Delivery, State
+from dispatcher.model.delivery import Cause, Delivery, State
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.nearest import nearest
 from dispatcher.planning.planner import Planner
-from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, decide, decides_itself
-from dispatcher.rules.routes import PossibleRoute
+from dispatcher.rules import AdminExecution, Decision, Rule, RuleBook, UnknownExecution, decide, decides_itself
+from dispatcher.rules.key_tests import joined
+from dispatcher.rules.owners import OWNER
 
 PLANNED = "planned"
 """The state of a delivery that would be sent. It is not in the ledger."""
@@ -37,7 +38,8 @@ class PhaseForecast:
     explanation: Explanation
     """With the deliveries of every execution: those by the rules and routes that match whatever its other facts are."""
     possible: Sequence[Mapping[str, Any]] = ()
-    """The routes that match some executions: the route's name and place, the facts it depends on, and its deliveries."""
+    """The routes that match some executions, or notify the owner: the route's name and place, the facts it depends on,
+    and its deliveries."""
     left_out: int = 0
     """The number of such routes that are not listed, because there are too many."""
 
@@ -95,7 +97,8 @@ class DryRun:
             if isinstance(answer, AdminExecution):
                 event = answer.complete(event)
         shown = {"key": event.key, **event.model_dump(mode="json", exclude_defaults=True)}
-        return self._explain(event, book, answer, shown)
+        decision = decide(event, book, answer)
+        return self._explain(event, book, decision, decision.matched, shown)
 
     async def of_launch_plan(self, plan: EntityId, phases: Iterable[Phase]) -> LaunchPlanForecast:
         """Explain who would be notified of an execution that starts now and enters each of these phases.
@@ -122,34 +125,46 @@ class DryRun:
     def _forecast(
         self, event: Event, book: RuleBook, answer: AdminExecution | UnknownExecution | None
     ) -> PhaseForecast:
-        explanation = self._explain(event, book, answer, {"phase": event.phase})
+        decision, owners = decide(event, book, answer), book.routes.owners
+        owner_differs = owners is not None and owners.lacks_facts(event)
+        matched = [rule for rule in decision.matched if rule.owner is None or not owner_differs]
+        explanation = self._explain(event, book, decision, matched, {"phase": event.phase})
         if event.is_canary:
             return PhaseForecast(explanation)
         routes, left_out = book.routes.possible(event)
-        return PhaseForecast(explanation, [self._possible_data(event, one) for one in routes], left_out)
+        possible = [self._possible_data(event, one.route.rules, one.depends_on, one.condition) for one in routes]
+        if owners is not None and owner_differs:
+            listed = {one.route.name for one in routes}
+            to_owner = [one.rule for one in decision.considered if one.rule.owner is not None]
+            keys = tuple(sorted(owners.keys_needing_admin()))
+            condition = f"{joined(keys, 'and')} say who the owner is"
+            possible += [
+                self._possible_data(event, [rule], keys, condition) for rule in to_owner if rule.name not in listed
+            ]
+        return PhaseForecast(explanation, possible, left_out)
 
-    def _possible_data(self, event: Event, possible: PossibleRoute) -> dict[str, Any]:
-        planned = self.planner.plan(event, possible.route.rules, now=self.clock.now())
+    def _possible_data(
+        self, event: Event, rules: Sequence[Rule], depends_on: Sequence[str], condition: str
+    ) -> dict[str, Any]:
+        """Return a route that applies to some executions, or to a different owner for each. `rules`: the route's."""
+        to_owner = [rule for rule in rules if rule.names_owner or rule.owner is not None]
+        planned = self.planner.plan(event, [rule for rule in rules if rule not in to_owner], now=self.clock.now())
         return {
-            "name": possible.route.name,
-            "defined_at": possible.route.defined_at,
-            "depends_on": possible.depends_on,
-            "condition": possible.condition,
-            "deliveries": [_planned_data(delivery) for delivery in planned],
+            "name": rules[0].name,
+            "defined_at": rules[0].defined_at,
+            "depends_on": depends_on,
+            "condition": condition,
+            "deliveries": [*map(_planned_data, planned), *map(_to_owner_data, to_owner)],
         }
 
     def _explain(
-        self,
-        event: Event,
-        book: RuleBook,
-        answer: AdminExecution | UnknownExecution | None,
-        shown: dict[str, Any],
+        self, event: Event, book: RuleBook, decision: Decision, matched: Sequence[Rule], shown: dict[str, Any]
     ) -> Explanation:
-        decision = decide(event, book, answer)
+        """`matched`: the rules whose deliveries are explained."""
         verdict, reason = str(decision.verdict), decision.reason
         if not event.phase.terminal:
             verdict, reason = NOT_TERMINAL, "only terminal events cause notifications"
-        planned = self.planner.plan(event, decision.matched, now=self.clock.now())
+        planned = self.planner.plan(event, matched, now=self.clock.now())
         return Explanation(
             event={**shown, "verdict": verdict, "reason": reason, "rules_version": book.version},
             rules=[rule.as_data() for rule in decision.considered],
@@ -178,4 +193,17 @@ def _planned_data(delivery: Delivery) -> dict[str, Any]:
         "rules": [rule._asdict() for rule in delivery.rules],
         "addresses": delivery.addresses,
         "severity": delivery.severity,
+    }
+
+
+def _to_owner_data(rule: Rule) -> dict[str, Any]:
+    """Return the delivery to an owner who is not known before there is an execution."""
+    return {
+        "channel": "",
+        "recipients": [OWNER],
+        "state": PLANNED,
+        "reason": "",
+        "rules": [Cause(rule.name, rule.defined_at, owner=True)._asdict()],
+        "addresses": [],
+        "severity": rule.severity,
     }

@@ -164,6 +164,28 @@ async def test_rules_who_says_which_routes_match_and_what_the_others_depend_on(c
     assert (answer.status, answer.out) == (1, "")
 
 
+async def test_the_owner_is_named_as_such_because_each_execution_has_its_own(tmp_path: Path) -> None:
+    matches = {"all": {}, "ml": {"labels": {"team": "ml"}}}
+    routes = [
+        {"name": name, "match": {"phase": "FAILED", **match}, "notify": ["owner", "ml-team"]}
+        for name, match in matches.items()
+    ]
+    owners = {"map": {"jo": "on-call"}, "label": "owner", "fallback": "on-call"}
+    config = settings_file(tmp_path, yaml.safe_dump({"routes": routes}), owners=owners)
+    data = await listed("rules", "who", "flytesnacks/production/train", "--phase", "failed", "--config", config)
+    (failed,) = data["phases"]
+    assert [one["addresses"] for one in failed["deliveries"]] == [["ml@example.com"], ["#ml-alerts"]]
+    assert [(one["name"], one["depends_on"], one["condition"]) for one in failed["possible"]] == [
+        ("ml", ["labels.team"], "only if labels.team is ml"),
+        ("all", ["labels", "principal"], "labels and principal say who the owner is"),
+    ]
+    to = [[recipient for to in one["deliveries"] for recipient in to["recipients"]] for one in failed["possible"]]
+    assert to == [["ml@example.com", "#ml-alerts", "owner"], ["owner"]]
+    answer = await invoke("rules", "who", "flytesnacks/production/train", "--config", config)
+    assert "all (" in answer.out
+    assert "on-call@example.com" not in answer.out
+
+
 async def test_a_route_that_stops_for_sure_hides_those_behind_it(tmp_path: Path) -> None:
     stopping = ROUTES.replace('notify: [{slack: ["#ops"]}]', "notify: [on-call]\n    stop: true")
     config = settings_file(tmp_path, stopping)
