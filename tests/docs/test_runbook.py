@@ -34,11 +34,17 @@ PLAN = {
         {"phases": ["FAILED"], "slack": {"recipients_email": ["#dev-alerts"]}},
     ],
 }
+ROUTE = {
+    "name": "nightly",
+    "match": {"phase": "TIMED_OUT", "labels": {"team": "ml"}},
+    "notify": ["ml-team"],
+}
 ANSWERS = {
     "Why has jane got nothing since 9?": (JANE, "dead", "550"),
     "What went out last night?": (TEAM, "sent"),
     "What waits, and for what?": ("#dev-alerts", "waiting", "probe"),
-    "Who hears of train.daily?": (JANE, TEAM, "#dev-alerts", "yaml:"),
+    "Who hears of train.daily?": (JANE, TEAM, "#dev-alerts", "yaml:", "nightly", "labels.team"),
+    "Which routes notify a team?": ("nightly", "labels.team", "routes.yaml:2"),
     "Who was notified of this execution, and why?": ("yaml:", TEAM, "sent", "550"),
     "Which executions failed last night?": ("a7failed", "a7quiet"),
     "Why was nobody notified of it?": ("options.disable_notifications is set",),
@@ -103,10 +109,12 @@ class BadDay:
 @asynccontextmanager
 async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
     (folder / "train.daily.yaml").write_text(yaml.safe_dump(PLAN))
+    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": [ROUTE]}))
     async with MailReceiver(refuse={JANE: REFUSAL}) as relay:
         settings: dict[str, Any] = {
             "http": {"console": True},
-            "rules": {"launch_plans": ["./train.daily.yaml"]},
+            "rules": {"launch_plans": ["./train.daily.yaml"], "routes": ["./routes.yaml"]},
+            "contacts": {"ml-team": {"email": [TEAM]}},
             "channels": {
                 "email": {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "flyte@example.com"},
                 "slack": {
