@@ -39,7 +39,9 @@ def problems_of(routes: Sequence[Route]) -> Iterator[RouteProblem]:
         elif (before := stopping.before(route)) is not None:
             message = f"is never reached: {before.name} ({before.defined_at}) stops for all events that it matches"
             yield RouteProblem(route, message)
-        elif route.stop:
+        elif route.stop and (
+            not route.streak or route.match.launch_plan
+        ):  # no streak without a launch plan, so no stop
             stopping.add(route)
         yield from (RouteProblem(route, message) for message in _useless(route.match) if not never)
 

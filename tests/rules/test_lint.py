@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,6 +126,13 @@ def test_a_route_behind_one_that_stops_is_never_reached_if_that_is_certain() -> 
         ("also-stops", "is never reached: stops (routes.yaml:stops) stops for all events that it matches"),
         ("last", "is never reached: everything (routes.yaml:everything) stops for all events that it matches"),
     ]
+
+
+def test_a_route_with_a_streak_stops_only_events_that_name_their_launch_plan() -> None:
+    for match, reached in (({}, True), ({"launch_plan": "*"}, False)):
+        stops = replace(a_route("stops", stop=True, **match), streak=3)
+        found = [*problems_of([stops, a_route("behind", **match)])]
+        assert (not found) is reached
 
 
 def test_ten_thousand_routes_that_stop_take_no_quadratic_time() -> None:
