@@ -129,7 +129,8 @@ def test_a_route_behind_one_that_stops_is_never_reached_if_that_is_certain() -> 
 
 
 def test_a_route_with_a_streak_stops_only_events_that_name_their_launch_plan() -> None:
-    for match, reached in (({}, True), ({"launch_plan": "*"}, False)):
+    cases: list[tuple[dict[str, Any], bool]] = [({}, True), ({"launch_plan": "*"}, False)]
+    for match, reached in cases:
         stops = replace(a_route("stops", stop=True, **match), streak=3)
         found = [*problems_of([stops, a_route("behind", **match)])]
         assert (not found) is reached
