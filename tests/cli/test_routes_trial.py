@@ -70,7 +70,7 @@ def route_books(draw: st.DrawFn) -> RouteBook:
     route_books(),
     route_books(),
 )
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_other_routes_on_a_recorded_event_are_what_they_would_have_been(
     found: tuple[Event, dict[str, Any]], phases: list[Phase], options: Options | None, old: RouteBook, new: RouteBook
 ) -> None:

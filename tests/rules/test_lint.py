@@ -32,7 +32,7 @@ def pairs(draw: st.DrawFn) -> tuple[Matcher, Matcher]:
 
 
 @given(pairs(), st.lists(events(), min_size=5, max_size=15))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_what_is_proved_holds_for_every_event(
     pair: tuple[Matcher, Matcher], found: list[tuple[Event, dict[str, Any]]]
 ) -> None:
