@@ -84,9 +84,7 @@ def lags(time_buckets: Sequence[TimeBucket]) -> Chart:
     The lag is the time from the terminal event until the provider has accepted the message.
     """
     known = [lag for one in time_buckets for quantile in (0.5, 0.95) if (lag := one.lag(quantile)) is not None]
-    low = max(
-        (tick for tick in _LAG_TICKS if tick <= max(min(known, default=0.1), _LAG_TICKS[0])), default=_LAG_TICKS[0]
-    )
+    low = max((tick for tick in _LAG_TICKS[:-1] if tick <= min(known, default=0.1)), default=_LAG_TICKS[0])
     high = next((tick for tick in _LAG_TICKS if tick >= max(known, default=10.0) and tick > low), _LAG_TICKS[-1])
     bottom = HEIGHT - BOTTOM
 
