@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from dispatcher.ledger.database_url import checked_url
+
 DELIVERIES_PER_EVENT = 3
 """There is one event a second."""
 BEGIN = datetime.fromtimestamp(1763600000, UTC)
@@ -95,7 +97,7 @@ def end_of(deliveries: int) -> datetime:
 
 async def fill_ledger(url: str, deliveries: int) -> None:
     """Write this number of deliveries with their events, and for each event an attempt and a rejected message."""
-    engine = create_async_engine(url)
+    engine = create_async_engine(checked_url(url))
     sqlite = engine.dialect.name == "sqlite"
     async with engine.begin() as connection:
         for statement in _SQLITE if sqlite else _POSTGRES:
