@@ -35,6 +35,12 @@ rejected = typer.Typer(
     help="List, show, replay or dismiss rejected messages. A message is rejected if it cannot be decoded or its rules are unknown.",
     no_args_is_help=True,
 )
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ID", help="Ids of rejected messages, or the first digits; - reads them from standard input."
+    ),
+]
 
 
 @rejected.command("list")
@@ -96,12 +102,7 @@ def show(
 
 @rejected.command()
 def replay(
-    ids: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="ID", help="Ids of rejected messages, or the first digits; - reads them from standard input."
-        ),
-    ] = None,
+    ids: Ids = None,
     config: Config = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Replay all messages that were neither replayed nor dismissed.")
@@ -136,12 +137,7 @@ def replay(
 
 @rejected.command()
 def dismiss(
-    ids: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="ID", help="Ids of rejected messages, or the first digits; - reads them from standard input."
-        ),
-    ] = None,
+    ids: Ids = None,
     config: Config = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Dismiss all messages that were neither replayed nor dismissed.")
