@@ -34,6 +34,7 @@ connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=10)
 connection.request("POST", "/events", {json.dumps(EVENT)!r}, headers)
 print("answered", connection.getresponse().status)
 """
+READY = "in_container python -m dispatcher.web.probe 127.0.0.1:8080 /readyz"
 
 
 def test_the_image_builds_and_runs_with_a_read_only_file_system(
@@ -47,6 +48,7 @@ def test_the_image_builds_and_runs_with_a_read_only_file_system(
     built = image.Image(DockerfileParser(path=str(copy)), ROOT, tmp_path)
     done = built.run(
         "for _ in $(seq 120); do health 2>/dev/null && break; sleep 0.5; done; health && echo healthy",
+        f"for _ in $(seq 120); do {READY} >/dev/null 2>&1 && break; sleep 0.5; done",
         f"in_container python -c {shlex.quote(PUBLISH)}",
         "in_container dispatcher deliveries list",
         "in_container id -u | sed 's/^/uid /'",
