@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dispatcher.clock import Clock
-from dispatcher.explain import Explanation
+from dispatcher.explain import Explanation, of_cause
 from dispatcher.model.delivery import Cause, Delivery, State
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
@@ -97,8 +97,7 @@ class DryRun:
             if isinstance(answer, AdminExecution):
                 event = answer.complete(event)
         shown = {"key": event.key, **event.model_dump(mode="json", exclude_defaults=True)}
-        decision = decide(event, book, answer)
-        return self._explain(event, book, decision, decision.matched, shown)
+        return self._explain(event, book, decide(event, book, answer), shown)
 
     async def of_launch_plan(self, plan: EntityId, phases: Iterable[Phase]) -> LaunchPlanForecast:
         """Explain who would be notified of an execution that starts now and enters each of these phases.
@@ -126,16 +125,18 @@ class DryRun:
         self, event: Event, book: RuleBook, answer: AdminExecution | UnknownExecution | None
     ) -> PhaseForecast:
         decision, owners = decide(event, book, answer), book.routes.owners
-        owner_differs = owners is not None and owners.lacks_facts(event)
-        matched = [rule for rule in decision.matched if rule.owner is None or not owner_differs]
-        explanation = self._explain(event, book, decision, matched, {"phase": event.phase})
+        to_owner: list[Rule] = []
+        if owners is not None and owners.lacks_facts(event):
+            to_owner = [one.rule for one in decision.considered if one.rule.owner is not None]
+            others = tuple([one for one in decision.considered if one.rule.owner is None])
+            decision = replace(decision, considered=others, owner=None)
+        explanation = self._explain(event, book, decision, {"phase": event.phase})
         if event.is_canary:
             return PhaseForecast(explanation)
         routes, left_out = book.routes.possible(event)
         possible = [self._possible_data(event, one.route.rules, one.depends_on, one.condition) for one in routes]
-        if owners is not None and owner_differs:
+        if owners is not None and to_owner:
             listed = {one.route.name for one in routes}
-            to_owner = [one.rule for one in decision.considered if one.rule.owner is not None]
             keys = tuple(sorted(owners.keys_needing_admin()))
             condition = f"{joined(keys, 'and')} say who the owner is"
             possible += [
@@ -157,14 +158,11 @@ class DryRun:
             "deliveries": [*map(_planned_data, planned), *map(_to_owner_data, to_owner)],
         }
 
-    def _explain(
-        self, event: Event, book: RuleBook, decision: Decision, matched: Sequence[Rule], shown: dict[str, Any]
-    ) -> Explanation:
-        """`matched`: the rules whose deliveries are explained."""
-        verdict, reason = str(decision.verdict), decision.reason
+    def _explain(self, event: Event, book: RuleBook, decision: Decision, shown: dict[str, Any]) -> Explanation:
+        verdict, reason = str(decision.verdict), decision.full_reason
         if not event.phase.terminal:
             verdict, reason = NOT_TERMINAL, "only terminal events cause notifications"
-        planned = self.planner.plan(event, matched, now=self.clock.now())
+        planned = self.planner.plan(event, decision.matched, now=self.clock.now())
         return Explanation(
             event={**shown, "verdict": verdict, "reason": reason, "rules_version": book.version},
             rules=[rule.as_data() for rule in decision.considered],
@@ -178,7 +176,7 @@ def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
     recipients = {recipient.casefold() for recipient in delivery["recipients"]}
     given: list[str] = []
     for cause in delivery["rules"]:  # all rules of a route have the same place
-        rules = [rule for rule in explanation.rules if rule["matched"] and rule["defined_at"] == cause["defined_at"]]
+        rules = [rule for rule in explanation.rules if rule["matched"] and of_cause(rule, cause)]
         naming = [rule for rule in rules if recipients & {name.casefold() for name in rule["recipients"]}]
         given += [rule["reason"] for rule in naming or [rule for rule in rules if not rule["channel"]] or rules]
     return str(delivery["reason"] or "; ".join(dict.fromkeys(given)))

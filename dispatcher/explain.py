@@ -14,6 +14,7 @@ from dispatcher.ledger import Action, Attempt, Filter, Ledger, Rejected, StoredD
 from dispatcher.ledger.records import EventSummary, RejectedSummary
 from dispatcher.model.delivery import Cause
 from dispatcher.model.event import ExecutionId
+from dispatcher.model.owner import FoundBy
 from dispatcher.rules import disabled_by_of
 
 REJECTED = "rejected"
@@ -112,21 +113,26 @@ def causes_text(delivery: Mapping[str, Any]) -> str:
     return ", ".join(str(Cause(**rule)) for rule in delivery["rules"])
 
 
+def of_cause(rule: Mapping[str, Any], cause: Mapping[str, Any]) -> bool:
+    """True if an evaluated rule may be a delivery's cause. Both are JSON data."""
+    to_owner = rule["owner"] is not None and FoundBy(rule["owner"]["found_by"]).known
+    return bool(rule["defined_at"] == cause["defined_at"] and to_owner == cause["owner"])
+
+
 def causes_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> list[int | str]:
     """Return the numbers of the evaluated rules that named a delivery's recipients, from 1. A cause that is no
     evaluated rule is given in words.
 
     All rules of a route have the same place. Of these, the ones count that name a recipient; or else, for a contact's
-    recipient, the one that names contacts, which has no channel.
+    recipient, those that name contacts, which have no channel.
     """
     found: list[int | str] = []
     recipients = {recipient.casefold() for recipient in delivery["recipients"]}
     for cause in delivery["rules"]:
-        at = cause["defined_at"]
-        places = [(number, rule) for number, rule in enumerate(rules, start=1) if rule["defined_at"] == at]
+        places = [(number, rule) for number, rule in enumerate(rules, start=1) if of_cause(rule, cause)]
         naming = [number for number, rule in places if recipients & {one.casefold() for one in rule["recipients"]}]
         of_contacts = [number for number, rule in places if not rule["channel"]]
-        found += naming or of_contacts[:1] or [number for number, _ in places[:1]] or [str(Cause(**cause))]
+        found += naming or of_contacts or [number for number, _ in places[:1]] or [str(Cause(**cause))]
     return list(dict.fromkeys(found))
 
 

@@ -190,6 +190,7 @@ def _print_event(explanation: Explanation) -> None:
         [
             ("execution", _path(event["execution"])),
             ("phase", event.get("phase")),
+            ("started", _time(event.get("started_at"))),
             ("occurred", _time(event.get("occurred_at"))),
             (
                 "task" if plan.get("resource_type") else "launch plan",
@@ -199,6 +200,7 @@ def _print_event(explanation: Explanation) -> None:
             ("principal", event.get("principal")),
             ("mode", event.get("mode")),
             ("parent", _path(event.get("parent"))),
+            ("labels", ", ".join("=".join(label) for label in (event.get("labels") or {}).items())),
             ("error", summarize((event.get("error") or {}).get("message", "")).summary),
             ("recorded", _time(event.get("recorded_at"))),
             ("received", _time(event.get("received_at"))),

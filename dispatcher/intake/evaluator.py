@@ -201,7 +201,7 @@ class Evaluator:
             if not decision.decided:
                 terminal.span.end(event=event.key, verdict="rejected", failed=True)
                 return self.reject(
-                    decision.reason, terminal.headers, terminal.value, terminal.position, event=event.key
+                    decision.full_reason, terminal.headers, terminal.value, terminal.position, event=event.key
                 )
             return await self._plan(terminal, decision, book)
         except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the other messages
@@ -238,7 +238,7 @@ class Evaluator:
             event=event,
             position=terminal.position,
             verdict=decision.verdict,
-            reason=decision.reason,
+            reason=decision.full_reason,
             considered=[rule.as_data() for rule in decision.considered],
             deliveries=deliveries,
             version=None if disabled else self.planner.new_version(event, decision.rules, now=now),

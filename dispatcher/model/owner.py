@@ -18,6 +18,11 @@ class FoundBy(StrEnum):
     NOBODY = "nobody"
     """No step found the owner, and there is no fallback contact."""
 
+    @property
+    def known(self) -> bool:
+        """True if a step found the owner."""
+        return self not in {FoundBy.FALLBACK, FoundBy.NOBODY}
+
 
 class UnresolvedOwner(NamedTuple):
     """Executions with the same principal and label, whose owner is not known, or has an address that doesn't exist."""

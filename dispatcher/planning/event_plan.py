@@ -63,8 +63,7 @@ class _Named:
     def name(self, rule: Rule) -> None:
         """Note that a rule names the recipient."""
         self.severity = highest(self.severity, rule.severity)
-        to_owner = rule.owner is not None and rule.owner.known
-        self.causes[Cause(rule.name, rule.defined_at, to_owner)] = None
+        self.causes[rule.cause] = None
 
 
 @dataclass(slots=True)

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from channels.contract import ThreadBy, UnknownRecipient
 from dispatcher.model.delivery import (
-    Cause,
     Delivery,
     Kind,
     NewVersion,
@@ -95,7 +94,7 @@ class Planner:
         severity that one of them gives.
         """
         event_plan = EventPlan(self, event, now)
-        event_plan.add_rules([*rules, *route], only={Cause(rule.name, rule.defined_at) for rule in route})
+        event_plan.add_rules([*rules, *route], only={rule.cause for rule in route})
         return self._with_fallback_notices(event_plan)
 
     def streak(self, event: Event, routes: Sequence[StreakRoute], *, now: datetime) -> StreakEvent | None:

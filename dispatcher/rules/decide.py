@@ -27,6 +27,7 @@ class Decision:
 
     verdict: Verdict
     reason: str
+    """The reason, whoever the owner is."""
     considered: tuple[Considered, ...] = ()
     disabled_by: str | None = None
     waiting: tuple[Route, ...] = ()
@@ -38,6 +39,14 @@ class Decision:
     def decided(self) -> bool:
         """True if the event can be recorded. Otherwise it is rejected."""
         return self.verdict.decided or (self.verdict is Verdict.RULES_UNKNOWN and bool(self.matched or self.waiting))
+
+    @property
+    def full_reason(self) -> str:
+        """The reason, with what it says of an owner who is not known."""
+        if self.owner is None or self.owner.known:
+            return self.reason
+        nobody = "" if self.owner.recipients else ", and owners.fallback names nobody"
+        return f"{self.reason}; the owner is not known{nobody}"
 
     @property
     def rules(self) -> list[Rule]:
@@ -170,8 +179,6 @@ def _in_words(routing: Routing) -> list[str]:
     parts = []
     if names:
         parts.append(f"{'route' if len(names) == 1 else 'routes'} {', '.join(names[:ROUTES_NAMED])}{more} matched")
-    if (owner := routing.owner) is not None and not owner.known:
-        parts.append("the owner is not known" + ("" if owner.recipients else ", and owners.fallback names nobody"))
     if routing.left_out:
         number = "1 more route" if routing.left_out == 1 else f"{routing.left_out:,} more routes"
         parts.append(

@@ -65,7 +65,7 @@ class Owner(NamedTuple):
 
     @property
     def known(self) -> bool:
-        return self.found_by not in {FoundBy.FALLBACK, FoundBy.NOBODY}
+        return self.found_by.known
 
     def as_data(self) -> dict[str, str]:
         """Return how the owner was found as JSON data."""

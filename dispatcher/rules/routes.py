@@ -197,6 +197,10 @@ class RouteBook:
             raise ValueError(f"route {name!r} is no longer in effect: begin with the first page")
         return islice(self.routes, 0 if name is None else self._places[name] + 1, None)
 
+    def place(self, route: Route) -> int:
+        """Return the place of one of the routes in their order, from 1."""
+        return self._places[route.name] + 1
+
     def decide(self, event: Event) -> Routing:
         """Return the routes that apply to the event."""
         candidates, undecidable = self._index.candidates(event), self._index.undecidable(event)

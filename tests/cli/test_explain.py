@@ -90,7 +90,10 @@ MATCHED = "FAILED is among its phases"
 
 
 async def test_a_recorded_execution_is_explained_with_each_rule_delivery_and_attempt(config: Path) -> None:
-    await record(config, an_event(launch_plan=a_launch_plan()))
+    event = an_event(
+        launch_plan=a_launch_plan(), labels={"team": "ml", "tier": "1"}, started_at=NOW - timedelta(hours=3)
+    )
+    await record(config, event)
     await settle(
         config,
         "email",
@@ -145,6 +148,8 @@ async def test_a_recorded_execution_is_explained_with_each_rule_delivery_and_att
         "451 come back: greylisted",
         "250 queued as 42",
         "t/0@0",
+        "team=ml, tier=1",
+        f"{NOW - timedelta(hours=3):%Y-%m-%d %H:%M:%S}",
     ):
         assert words in out
 
@@ -212,12 +217,18 @@ async def test_each_delivery_names_all_rules_that_ask_for_it(config: Path) -> No
     assert "1, 2" in (await command("explain", EXECUTION, "--config", str(config)))[1]
 
 
-def with_a_route_to_a_contact(config: Path) -> Path:
+AUDIT = {"email": ["audit@example.com"]}
+
+
+def with_a_route_to_a_contact(config: Path, beside: object = AUDIT) -> Path:
+    """`beside`: whom the route notifies before the contact."""
     settings = yaml.safe_load(config.read_text())
     settings["rules"]["routes"] = ["routes.yaml"]
-    settings["contacts"] = {"team": {"slack": ["#team"], "email": ["dev-team@example.com"], "severity": "critical"}}
+    team = {"slack": ["#team"], "email": ["dev-team@example.com"], "severity": "critical"}
+    settings["contacts"] = {"team": team, "jos-team": {"email": ["jo@example.com"]}}
+    settings["owners"] = {"map": {"jo": "jos-team"}}
     config.write_text(yaml.safe_dump(settings))
-    route = {"name": "all", "match": {"phase": "FAILED"}, "notify": [{"email": ["audit@example.com"]}, "team"]}
+    route = {"name": "all", "match": {"phase": "FAILED"}, "notify": [beside, "team"]}
     (config.parent / "routes.yaml").write_text(yaml.safe_dump({"routes": [route]}))
     return config
 
@@ -240,6 +251,17 @@ async def test_a_contacts_deliveries_have_the_numbers_of_the_rules_that_name_the
         ("#team",): [6],
     }
     assert {one["severity"] for one in account["deliveries"] if one["rules"][-1]["name"] == "all"} == {"", "critical"}
+
+
+async def test_an_owners_delivery_has_the_number_of_the_rule_for_the_owner(config: Path) -> None:
+    with_a_route_to_a_contact(config, "owner")
+    event = config.parent / "event.json"
+    event.write_bytes(write(an_event(principal="jo", launch_plan=a_launch_plan()), Format.NATIVE).value)
+    account = await ask(config, "explain", str(event))
+    numbers = {one["recipients"][0]: causes_among(one, account["rules"]) for one in account["deliveries"]}
+    of_owner, of_contact = [number for number, rule in enumerate(account["rules"], start=1) if rule["name"] == "all"]
+    assert (account["rules"][of_owner - 1]["recipients"], numbers["jo@example.com"]) == (["jos-team"], [of_owner])
+    assert numbers["#team"] == [of_contact]
 
 
 async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is_explained(config: Path) -> None:

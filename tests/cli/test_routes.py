@@ -184,6 +184,8 @@ async def test_the_owner_is_named_as_such_because_each_execution_has_its_own(tmp
     answer = await invoke("rules", "who", "flytesnacks/production/train", "--config", config)
     assert "all (" in answer.out
     assert "on-call@example.com" not in answer.out
+    assert "the owner is not known" not in answer.out
+    assert "not known" not in failed["event"]["reason"]
 
 
 async def test_a_route_that_stops_for_sure_hides_those_behind_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import yaml
 from dispatcher.demo.fakes.mail import MailReceiver
 from dispatcher.flyte.decode import Headers
 from dispatcher.flyte.encode import Format, write
-from dispatcher.model.event import Options
+from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import Phase
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.pages import ROOT, words
@@ -39,6 +39,7 @@ ROUTE = {
     "match": {"phase": "TIMED_OUT", "labels": {"team": "ml"}},
     "notify": ["ml-team"],
 }
+TO_OWNER = {"name": "owners", "match": {"phase": "ABORTED"}, "notify": ["owner"]}
 ANSWERS = {
     "Why has jane got nothing since 9?": (JANE, "dead", "550"),
     "What went out last night?": (TEAM, "sent"),
@@ -46,6 +47,7 @@ ANSWERS = {
     "Who hears of train.daily?": (JANE, TEAM, "#dev-alerts", "yaml:", "nightly", "labels.team"),
     "Which routes notify a team?": ("nightly", "labels.team", "routes.yaml:2"),
     "Who was notified of this execution, and why?": ("yaml:", TEAM, "sent", "550"),
+    "Whose executions have no known owner?": ("0oa1k2v9xQ", "a7unowned", "is not in owners.map"),
     "Which executions failed last night?": ("a7failed", "a7quiet"),
     "Why was nobody notified of it?": ("options.disable_notifications is set",),
     "Whose notifications are switched off?": ("a7quiet", "options.disable_notifications"),
@@ -109,12 +111,13 @@ class BadDay:
 @asynccontextmanager
 async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
     (folder / "train.daily.yaml").write_text(yaml.safe_dump(PLAN))
-    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": [ROUTE]}))
+    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": [ROUTE, TO_OWNER]}))
     async with MailReceiver(refuse={JANE: REFUSAL}) as relay:
         settings: dict[str, Any] = {
             "http": {"console": True},
             "rules": {"launch_plans": ["./train.daily.yaml"], "routes": ["./routes.yaml"]},
             "contacts": {"ml-team": {"email": [TEAM]}},
+            "owners": {"map": {"jo": "ml-team"}},
             "channels": {
                 "email": {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "flyte@example.com"},
                 "slack": {
@@ -127,9 +130,11 @@ async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
         async with serving(folder, settings) as replica, aiohttp.ClientSession() as session:
             config = folder / "dispatcher.yaml"
             for name, options in (("a7failed", None), ("a7quiet", Options(disable_notifications=True))):
-                event = an_event(Phase.FAILED, name=name, launch_plan=a_launch_plan(), options=options)
-                written = write(event, Format.NATIVE)
-                await publish(session, replica.url, written.headers, written.value)
+                await publish_event(
+                    session, replica.url, an_event(name=name, launch_plan=a_launch_plan(), options=options)
+                )
+            unowned = an_event(Phase.ABORTED, name="a7unowned", launch_plan=a_launch_plan(), principal="0oa1k2v9xQ")
+            await publish_event(session, replica.url, unowned)
             await publish(session, replica.url, [("content-type", b"application/cloudevents+json")], b"{oops")
             api = f"{replica.url}/api/v1"
             key = await settled(session, api)
@@ -140,6 +145,11 @@ async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
             async with session.get(f"{api}/rejected") as answer:
                 (rejected,) = (await answer.json())["entries"]
             yield BadDay(config, replica.url, {"KEY": key, "ID": rejected["id"]})
+
+
+async def publish_event(session: aiohttp.ClientSession, url: str, event: Event) -> None:
+    written = write(event, Format.NATIVE)
+    await publish(session, url, written.headers, written.value)
 
 
 async def publish(session: aiohttp.ClientSession, url: str, headers: Headers, body: bytes) -> None:

@@ -138,3 +138,21 @@ async def test_an_owner_of_a_route_with_a_streak_counts_when_the_route_fires(tmp
         ),
     ]
     assert [(one.instead, one.events, one.event) for one in unresolved] == [("", 2, an_event(name="c").key)]
+
+
+async def test_a_route_with_a_streak_notifies_the_known_owner_when_it_fires(tmp_path: Path) -> None:
+    owners = Owners(contacts={"data": 1}, map={"jo": "data"}, pattern="{principal}@example.com", principals="[a-z]+")
+    owners = replace(owners, mail_channel="email")
+    contacts = some_contacts(data={"email": ["data@example.com"]})
+    planner = Planner(addresses={"email": str}, fallbacks={}, contacts=contacts)
+    routes = RouteBook((a_route("first", "owner", channel="", streak=1),), owners)
+    notified = {}
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        intake = Intake(ledger, partial(RuleBook, {}, routes), planner, Contents(_rendered), SystemClock())
+        for principal in ("jo", "jane"):
+            plan = a_launch_plan(f"plan-of-{principal}")
+            message = write(an_event(name=principal, principal=principal, launch_plan=plan), Format.NATIVE)
+            await intake.ingest([(message.headers, message.value, "here")])
+            (explained,) = await explanations(ledger, an_execution(principal), (), deliveries_at_most=9, now=NOW)
+            notified[principal] = [(one["addresses"], one["rules"][0]["owner"]) for one in explained.deliveries]
+    assert notified == {"jo": [(("data@example.com",), True)], "jane": [(("jane@example.com",), True)]}

@@ -209,7 +209,7 @@ def test_a_route_to_the_owner_has_the_owners_recipients_and_says_how_the_owner_w
 def test_a_decision_says_who_is_notified_instead_of_an_unknown_owner() -> None:
     unknown = an_event(launch_plan=a_launch_plan(), looked_up=True)
     decision = decided(TO_OWNER, owners=OWNERS, plans={}, event=unknown)
-    assert decision.reason.endswith("route owners matched; the owner is not known")
+    assert decision.full_reason.endswith("route owners matched; the owner is not known")
     missed = "the owner is not known: principal is absent; label team is absent; on-call is notified"
     assert rows(decision) == [("owners", True, True, f"all its conditions hold; {missed}")]
     assert [rule.notification.recipients for rule in decision.matched] == [("on-call",)]
@@ -224,7 +224,7 @@ def test_a_decision_says_who_is_notified_instead_of_an_unknown_owner() -> None:
     ((_, matched, applies, reason),) = rows(nobody)
     assert (matched, applies, reason.rpartition("; ")[2]) == (False, False, "owners.fallback names nobody")
     alone = decided(TO_OWNER, owners=replace(OWNERS, fallback=""), event=unknown, plans={})
-    assert (alone.verdict, alone.reason.rpartition("; ")[2]) == (
+    assert (alone.verdict, alone.full_reason.rpartition("; ")[2]) == (
         Verdict.NO_MATCHING_RULE,
         "the owner is not known, and owners.fallback names nobody",
     )

@@ -318,6 +318,7 @@ async def test_routes_and_contacts_in_effect_are_listed_page_by_page(tmp_path: P
                 ("", "domain is &lt;b&gt;, phase is FAILED", 200),
                 ("", "Slack to #x, Slack to #ml", 200),
                 ("?limit=2", "after=r1", 200),
+                ("?limit=2&after=r1", '<li data-place="3">', 200),
                 ("?recipient=nobody", "None of 5 routes", 200),
                 ("?after=gone", "begin with the first page", 400),
             ):
@@ -410,6 +411,14 @@ async def test_owners_who_are_not_known_are_listed(console: ConsoleServer) -> No
     await console.ledger.record([entry], [], now=NOW)
     (found,) = (await call(console, "/unresolved-owners"))["owners"]
     assert (found["principal"], found["event"], found["events"], found["instead"]) == ("ci", event.key, 1, "")
+    headers = {"Authorization": f"Bearer {READER}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.get(f"{console.url}/console/rules/owners") as page,
+    ):
+        text = await page.text()
+    for words in ("principal ci", "1 event, newest", "nobody was notified instead", owner.reason, "production/unowned"):
+        assert words in text
 
 
 async def test_replicas_say_how_they_are(console: ConsoleServer) -> None:

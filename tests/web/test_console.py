@@ -91,6 +91,7 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "health": "/console/health",
         "rules": "/console/rules?launch_plan=flytesnacks/production/train.daily",
         "routes": "/console/rules/routes",
+        "owners": "/console/rules/owners",
         "search": "/console/search?q=nobody",
         "no deliveries": "/console/deliveries?recipient=nobody",
     }

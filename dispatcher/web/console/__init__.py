@@ -50,6 +50,7 @@ def routes(console: Console) -> list[BaseRoute]:
         ("/rejected/{id}/replay", operate, rejected.replay, "POST"),
         ("/rejected/{id}/dismiss", operate, rejected.dismiss, "POST"),
         ("/rules", read, rules.get, "GET"),
+        ("/rules/owners", read, rules.owners, "GET"),
         ("/rules/routes", read, rules.list_, "GET"),
         ("/search", read, search.get, "GET"),
         ("/send-test", read, send_test.get, "GET"),

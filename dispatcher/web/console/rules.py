@@ -1,4 +1,6 @@
-"""The pages that say who would be notified of a launch plan's executions, and which routes and contacts there are."""
+"""The pages about rules: who would be notified of a launch plan's executions, which routes and contacts there are, and whose
+executions have no known owner.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from dispatcher.dry_run import LaunchPlanForecast, why
 from dispatcher.filters import LaunchPlanQuestion, RoutePage, RouteSearch
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.rules.matcher_words import in_words
+from dispatcher.web.api.endpoints import OWNERS_AT_MOST
 from dispatcher.web.console.base import Console, read_query
 
 
@@ -47,7 +50,18 @@ async def list_(console: Console, request: Request) -> Response:
         problem=problem,
         search=search,
         page=page,
-        total=len(routes),
+        routes=routes,
         contacts=contacts.as_data(),
         in_words=in_words,
+    )
+
+
+async def owners(console: Console, request: Request) -> Response:
+    """Show the owners who are not known or not reached. Raises LedgerUnavailable."""
+    return console.render(
+        request,
+        "owners.html.j2",
+        unresolved=await console.ledger.owners.unresolved(limit=OWNERS_AT_MOST),
+        at_most=OWNERS_AT_MOST,
+        configured=console.dry_run.rules().routes.owners,
     )
