@@ -91,7 +91,8 @@ class SendTest:
                 return SendTestResult(channel=sender, accepted=False, message=_UNMARKED.format(sender))
             receipt = await self.channels[sender].send(self._message(target, event, content))
         except ChannelError as error:
-            hint = self._hint(recipient) if isinstance(error, UnknownRecipient) else ""
+            unknown, contacts = isinstance(error, UnknownRecipient), self.planner.contacts
+            hint = contacts.hint(recipient, "send the test to") if unknown else ""
             message = f"{_meaning(error)}: {error.reason}{hint}"
             return SendTestResult(channel=sender, accepted=False, message=message, answer=error.answer)
         answer = receipt.answer
@@ -99,11 +100,6 @@ class SendTest:
         return SendTestResult(
             channel=sender, accepted=True, message=message, answer=answer, reference=receipt.reference
         )
-
-    def _hint(self, recipient: str) -> str:
-        """Return what to do if the recipient is a contact's name, because a test goes to one recipient."""
-        of_contact = [f"{to} on {channel}" for channel, to in self.planner.contacts.expand(recipient) or ()]
-        return f"; {recipient} is a contact: send the test to {' or '.join(of_contact)}" if of_contact else ""
 
     def _message(self, target: Target, event: Event, content: Content) -> Message:
         """Create the message. Each test gets a new key, because PagerDuty merges messages with the same key."""

@@ -148,7 +148,8 @@ def _show(renderer: SampleRenderer, wanted: _Wanted, form: Form, output: Path | 
     try:
         sample = wanted.sample(renderer, channel, event)
     except UnknownRecipient as error:
-        raise typer.BadParameter(f"{wanted.recipient}: {error.reason}") from None
+        hint = renderer.contacts.hint(wanted.recipient, "preview")
+        raise typer.BadParameter(f"{wanted.recipient}: {error.reason}{hint}") from None
     _write(sample, form, output)
     _exit_with(f"{sample.channel} would refuse this: {problem}" for problem in sample.problems)
 

@@ -38,6 +38,7 @@ def list_(
     write_table(
         ("ROUTE", "MATCHES", "NOTIFIES", "OPTIONS", "DEFINED AT"),
         [(one.name, in_words(one.match), _notified(one), _options(one), one.defined_at) for one in found],
+        head=1,
     )
 
 

@@ -142,6 +142,7 @@ def _print(data: Mapping[str, Any]) -> None:
             for one in data["recipients"]
         ],
         "recipients",
+        head=2,
     )
     _write_first(
         ("DAY", "BEFORE", "WITH THESE"), [(one["day"], one["was"], one["would_be"]) for one in data["by_day"]], "days"
@@ -150,11 +151,13 @@ def _print(data: Mapping[str, Any]) -> None:
     _write_first(("EVENT", "NEW", "NO LONGER"), changes, "changed events", more=data["changes_left_out"])
 
 
-def _write_first(columns: Sequence[str], rows: Sequence[Sequence[Any]], what: str, more: int = 0) -> None:
+def _write_first(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], what: str, *, more: int = 0, head: int = 1
+) -> None:
     if not rows:
         return
     write_line()
-    write_table(columns, rows[:_MAX_ROWS], head=2)
+    write_table(columns, rows[:_MAX_ROWS], head=head)
     more += len(rows[_MAX_ROWS:])
     if more:
         write_line(f"and {more:,} more {what}")

@@ -30,6 +30,18 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def duration_text(duration: timedelta) -> str:
+    """Return a duration for people, for example `2 h`, `1 d 3 h 20 min` or `0.5 s`. Fractions of a second are shown only if
+    it is shorter than a minute.
+    """
+    rest, parts = duration.total_seconds(), []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        number, rest = divmod(rest, size)
+        parts += [f"{number:.0f} {unit}"] if number else []
+    seconds = f"{int(rest)}" if parts else f"{rest:.3f}".rstrip("0").rstrip(".")
+    return " ".join(parts if parts and seconds == "0" else [*parts, f"{seconds} s"])
+
+
 def parse_time(text: str, *, now: datetime) -> datetime:
     """Parse a point in time. It is written in ISO 8601 (in UTC if it has no time zone), or as a duration before `now`.
 

@@ -76,6 +76,14 @@ class Contacts:
         """
         return self._expanded.get(name)
 
+    def hint(self, name: str, do: str) -> str:
+        """Return what to do where one recipient is wanted and this is a contact's name; empty if it is none.
+
+        `do`: the first words of the advice, such as `send the test to`.
+        """
+        recipients = [f"{to} on {channel}" for channel, to in self.expand(name) or ()]
+        return f"; {name} is a contact: {do} {' or '.join(recipients)}" if recipients else ""
+
     def options(self, channel: str, address: str) -> Options:
         """Return the options of the contact that lists the address."""
         return self._options.get((channel, address.casefold()), NO_OPTIONS) if self._options else NO_OPTIONS

@@ -34,6 +34,8 @@ class Decision:
     """The matching routes that fire only if the launch plan's streak is long enough. Only the ledger knows that."""
     owner: Owner | None = None
     """Whom routes without a streak notify as the execution's owner; None if none of them names the owner."""
+    advice: str = ""
+    """What to do if the event is rejected: a sentence without a dot."""
 
     @property
     def decided(self) -> bool:
@@ -42,11 +44,12 @@ class Decision:
 
     @property
     def full_reason(self) -> str:
-        """The reason, with what it says of an owner who is not known."""
-        if self.owner is None or self.owner.known:
-            return self.reason
-        nobody = "" if self.owner.recipients else ", and owners.fallback names nobody"
-        return f"{self.reason}; the owner is not known{nobody}"
+        """The reason, with what it says of an owner who is not known, and of a rejected event what to do."""
+        reason = self.reason
+        if self.owner is not None and not self.owner.known:
+            nobody = "" if self.owner.recipients else ", and owners.fallback names nobody"
+            reason = f"{reason}; the owner is not known{nobody}"
+        return f"{reason}. {self.advice}" if self.advice and not self.decided else reason
 
     @property
     def rules(self) -> list[Rule]:
@@ -261,9 +264,9 @@ def _no_rules(event: Event, book: RuleBook) -> Decision:
     if event.launch_plan is None:
         return Decision(
             Verdict.UNKNOWN_LAUNCH_PLAN,
-            "launch plan unknown: the event does not name it. Set rules.flyte_admin, or enrichAllWorkflowEventTypes in "
-            "flyteadmin's cloudEvents (v2), or write a route, for example with match: "
-            f"{{project: {project}, domain: {domain}, phase: {event.phase}}}, then replay",
+            "launch plan unknown: the event does not name it",
+            advice="Set rules.flyte_admin, or enrichAllWorkflowEventTypes in flyteadmin's cloudEvents (v2), or write a "
+            f"route, for example with match: {{project: {project}, domain: {domain}, phase: {event.phase}}}, then replay",
         )
     versions = book.versions_of(event.launch_plan)
     known = f" (there are rules for version {', '.join(versions)})" if versions else ""

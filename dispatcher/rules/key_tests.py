@@ -9,6 +9,7 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from dispatcher.parsing.duration import duration_text
 from dispatcher.rules.facts import FACTS, Fact
 
 MAX_EXPRESSION_MEMORY = 2**18
@@ -109,8 +110,8 @@ def duration_test(longer_than: timedelta | None, shorter_than: timedelta | None)
 
     def missed(duration: timedelta | None) -> str:
         limits = (("longer", longer_than), ("shorter", shorter_than))
-        wish = joined([f"{word} than {limit}" for word, limit in limits if limit is not None], "and")
-        return f"duration is {shown(duration)}, not {wish}"
+        wish = joined([f"{word} than {duration_text(limit)}" for word, limit in limits if limit is not None], "and")
+        return f"duration is {shown(None if duration is None else duration_text(duration))}, not {wish}"
 
     return KeyTest("duration", FACTS["duration"], wanted, missed)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dispatcher.parsing.duration import duration_text
 from dispatcher.rules.key_tests import alternatives, joined, shown
 from dispatcher.rules.matcher import Conditions, Matcher
 
@@ -43,10 +44,8 @@ def _conditions(matcher: Conditions) -> Iterator[tuple[str, str]]:
         yield "parent", f"parent is {matcher.parent}"
     if matcher.duration is not None:
         limits = (("longer", matcher.duration.longer_than), ("shorter", matcher.duration.shorter_than))
-        yield (
-            "duration",
-            f"duration is {joined([f'{w} than {limit}' for w, limit in limits if limit is not None], 'and')}",
-        )
+        wish = [f"{word} than {duration_text(limit)}" for word, limit in limits if limit is not None]
+        yield "duration", f"duration is {joined(wish, 'and')}"
 
 
 def as_data(value: Any) -> Any:

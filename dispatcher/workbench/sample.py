@@ -96,6 +96,11 @@ class SampleRenderer:
         sections = self._settings.channel_sections
         return [name for name, kind in CHANNEL_TYPES.items() if kind.example is not None or name in sections]
 
+    @property
+    def contacts(self) -> Contacts:
+        """The contacts in the settings."""
+        return make_contacts(self._settings)
+
     def variables(self, event: Event, outage: Outage | None = None) -> list[Variable]:
         """Return the variables that templates get for the event, with their meanings and values.
 

@@ -12,7 +12,7 @@ import yaml
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from tests.support.flyte_admin import recorded
 from tests.support.service import ask
-from tests.support.terminal import invoke
+from tests.support.terminal import invoke, run
 
 ROUTES = """
 routes:
@@ -41,7 +41,7 @@ routes:
     streak: 2
     on: resolved
 """
-SLOW = "error.message matches (?i)oom, duration is longer than 2:00:00"
+SLOW = "error.message matches (?i)oom, duration is longer than 2 h"
 CONTACTS = {
     "ml-team": {"slack": ["#ml-alerts"], "email": ["ml@example.com"]},
     "on-call": {"include": ["ml-team"], "email": ["on-call@example.com"], "timezone": "Asia/Tokyo"},
@@ -278,3 +278,15 @@ async def test_a_contact_that_rules_in_flyteadmin_may_name_is_a_warning(tmp_path
     assert (
         await invoke("routes", "lint", "--config", settings_file(tmp_path, contacts={"a": {"include": ["a"]}}))
     ).status == 1
+
+
+async def test_preview_of_a_contacts_name_says_which_recipients_it_has(config: str) -> None:
+    answer = await invoke("preview", "--channel", "slack", "--recipient", "ml-team", "--config", config)
+    words = "ml-team is a contact: preview ml@example.com on email or #ml-alerts on slack"
+    assert (answer.status, words in " ".join(answer.err.split())) == (2, True), answer.err
+
+
+async def test_the_records_of_a_narrow_terminal_name_what_a_route_matches_and_whom_it_notifies(config: str) -> None:
+    (written,) = await run([("routes", "list", "--config", config)], {"COLUMNS": "80", "NO_COLOR": "1"})
+    for column, text in (("matches", "domain is production, phase is FAILED"), ("notifies", "slack: #ops")):
+        assert f"\x1b[2m{column} \x1b[0m{text}" in written.terminal

@@ -99,8 +99,8 @@ def test_a_tasks_event_matches_no_rules_of_a_launch_plan() -> None:
 def test_an_event_without_a_launch_plan_is_undecided(phase: Phase) -> None:
     decision = decide(an_event(phase), a_book(PLAN))
     assert decision.verdict is Verdict.UNKNOWN_LAUNCH_PLAN
-    assert "enrichAllWorkflowEventTypes" in decision.reason
-    assert f"match: {{project: flytesnacks, domain: production, phase: {phase}}}" in decision.reason
+    assert "enrichAllWorkflowEventTypes" in decision.full_reason
+    assert f"match: {{project: flytesnacks, domain: production, phase: {phase}}}" in decision.full_reason
 
 
 @pytest.mark.parametrize(

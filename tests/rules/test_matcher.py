@@ -185,7 +185,7 @@ NOBODY_SAYS_IT = "neither the event nor FlyteAdmin (rules.flyte_admin) says it"
         (
             {"duration": {"longer_than": "1h", "shorter_than": "2h"}},
             an_event(started_at=NOW - timedelta(minutes=3)),
-            "duration is 0:03:00, not longer than 1:00:00 and shorter than 2:00:00",
+            "duration is 3 min, not longer than 1 h and shorter than 2 h",
         ),
         (
             {"error": {"message": "OOM"}},

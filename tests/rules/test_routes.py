@@ -118,17 +118,17 @@ def test_where_flytes_rules_are_unknown_the_routes_decide_alone(
 ) -> None:
     without = decided(a_route("others", domain="staging"), event=event, plans=plans, admin=admin)
     assert not without.decided
-    assert without.reason.startswith(reason)
+    assert without.full_reason.startswith(reason)
+    assert ("write a route" in without.full_reason) == (event.launch_plan is None)
 
     decision = decided(a_route("all"), event=event, plans=plans, admin=admin)
     assert (decision.verdict, decision.decided) == (Verdict.RULES_UNKNOWN, True)
-    assert decision.reason.startswith(reason)
-    assert decision.reason.endswith("; route all matched")
+    assert decision.full_reason == f"{reason}; route all matched"
     assert [rule.name for rule in decision.matched] == ["all"]
 
     replacing = decided(a_route("all", rules="replace"), event=event, plans=plans, admin=admin)
     assert replacing.verdict is Verdict.MATCHED
-    assert replacing.reason.startswith(f"route all matched; route all replaces Flyte's rules ({reason}")
+    assert replacing.full_reason == f"route all matched; route all replaces Flyte's rules ({reason})"
 
 
 def test_too_many_rules_of_flytes_stay_rejected_unless_a_route_replaces_them() -> None:
