@@ -11,7 +11,7 @@ from typing import Any
 
 from dispatcher.dry_run import SourceOfRules
 from dispatcher.ledger import StoredEvent
-from dispatcher.model.delivery import State
+from dispatcher.model.delivery import Kind
 from dispatcher.model.event import Event
 from dispatcher.model.streak import Streak, StreakRoute
 from dispatcher.planning.planner import Planner
@@ -188,7 +188,7 @@ class Trial:
 
     def _recipients(self, event: Event, rules: Sequence[Rule]) -> set[Recipient]:
         planned = self.planner.plan(event, rules, now=event.occurred_at) if rules else ()
-        return {(one.channel, address) for one in planned if one.state is State.WAITING for address in one.addresses}
+        return {(one.channel, to) for one in planned if one.kind is Kind.NOTIFICATION for to in one.addresses}
 
     def _by_routes(self, event: Event, flytes: Sequence[Rule], at: datetime) -> Sequence[Rule]:
         """Return the rules that apply to an event, and count the routes. `flytes`: Flyte's rules that match."""
@@ -196,10 +196,10 @@ class Trial:
         for route in applied:
             self._routes[route.name].matched += 1
         if not event.looked_up:
-            for possible in self.book.routes.possible(event)[0]:
-                counts = self._routes[possible.route.name]
-                counts.undecided += bool(possible.depends_on)
-                counts.unknown.update(possible.depends_on)
+            for route, lacking in self.book.routes.undecided(event):
+                counts = self._routes[route.name]
+                counts.undecided += 1
+                counts.unknown.update(lacking)
         return rules
 
     def _add(self, event: Event, was: Iterable[Recipient], would_be: Iterable[Recipient], at: datetime) -> None:

@@ -83,9 +83,7 @@ class FollowUps:
         history = self.options.ledger.history
         if not owners or (event := await history.event(owners[0].event)) is None:
             return (), None
-        recipients = tuple([recipient for delivery in owners for recipient in delivery.recipients])
-        together = owners[0]._replace(recipients=recipients)
-        return self.options.planner.notify_instead_of_owner(event, together, await history.notified(event.key), now=now)
+        return self.options.planner.notify_instead_of_owner(event, owners, await history.notified(event.key), now=now)
 
     async def _about_the_channel(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
         """Return the notices to fallback recipients that the provider refuses the dispatcher itself, or no longer does.

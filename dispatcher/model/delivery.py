@@ -95,6 +95,11 @@ class Cause(NamedTuple):
     owner: bool = False
     """True if the route names the owner, and the recipients are the owner's."""
 
+    @property
+    def rule(self) -> tuple[str, str]:
+        """The rule alone: its name and where it is defined."""
+        return self.name, self.defined_at
+
     def __str__(self) -> str:
         shown = f"{self.name} ({self.defined_at})" if self.name else self.defined_at
         return f"{shown}, to the owner" if self.owner else shown

@@ -37,7 +37,8 @@ _RECIPIENT_FIELDS = ("recipients_email", "recipientsEmail", "recipients")
 MAX_RULES = 100
 """Maximum number of rules that apply to one event. With more rules, one event could keep a replica busy for minutes."""
 MAX_RECIPIENTS = 1000
-"""Maximum number of recipients in these rules together. A recipient that several rules name counts each time."""
+"""Maximum number of recipients in these rules together. A recipient that several rules name counts each time,
+a contact once with all its recipients."""
 
 
 def excess(rules: int, recipients: int, *, whose: str = "the event") -> str:

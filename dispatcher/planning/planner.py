@@ -209,19 +209,31 @@ class Planner:
         return tuple(event_plan.deliveries)
 
     def notify_instead_of_owner(
-        self, event: Event, delivery: Delivery, notified: Iterable[tuple[str, str]], *, now: datetime
+        self, event: Event, unknown: Iterable[Delivery], notified: Iterable[tuple[str, str]], *, now: datetime
     ) -> tuple[tuple[Delivery, ...], UnresolvedOwner | None]:
-        """Return the deliveries to the fallback contact of owners, and what is kept of the owner.
+        """Return the deliveries to the fallback contact of owners, and what is kept of the owner, if one of these
+        deliveries was the owner's.
 
-        `delivery`: the owner's, which is dead because no provider knows the address. `notified`: as in `reroute`.
+        `unknown`: dead deliveries, because no provider knows the address. `notified`: as in `reroute`.
         """
-        if self.owners is None:
+        names = self._names_of_owner(event)
+        dead = [one for one in unknown if not names.isdisjoint(map(str.casefold, one.recipients + one.addresses))]
+        if not dead or self.owners is None:
             return (), None
+        delivery = dead[0]._replace(recipients=tuple([name for one in dead for name in one.recipients]))
         event_plan = EventPlan(self, event, now)
         for channel, address in notified:
             event_plan.register(Target(channel, "", address))
         event_plan.notify_instead_of_owner(delivery, self.owners.fallback)
         return tuple(event_plan.deliveries), self.owners.unreachable(event, _undelivered(delivery), now)
+
+    def _names_of_owner(self, event: Event) -> frozenset[str]:
+        """Return the owner's recipients in lower case. A mail may have others too, who are not the owner."""
+        owner = self.owners.find(event) if self.owners is not None else None
+        if owner is None:
+            return frozenset()
+        named = [one for name in owner.recipients for one in self.contacts.expand(name) or ((owner.channel, name),)]
+        return frozenset(recipient.casefold() for _, recipient in named)
 
     def unreachable(self) -> Iterator[str]:
         """Yield an error message for each mistake in contacts and owners, and for each unknown contact in the settings."""

@@ -95,9 +95,9 @@ def _by_flytes_rules(event: Event, book: RuleBook, admin: AdminExecution | Unkno
         return Decision(Verdict.DISABLED, f"{switch} is set", considered, switch)
     if own:
         replaced = _overridden(plan.rules if plan else (), "replaced by the execution's own list")
-        return _verdict(event, (*_match(event, own), *replaced), "the execution's own list")
+        return _verdict(event, book, (*_match(event, own), *replaced), "the execution's own list")
     if isinstance(admin, AdminExecution):
-        return _decide_by_admin(event, admin, plan.rules if plan else ())
+        return _decide_by_admin(event, book, admin, plan.rules if plan else ())
     if plan is None:
         return _no_rules(event, book) if admin is None else Decision(Verdict.RULES_UNKNOWN, admin.reason)
     unknown = f" ({admin.reason})" if admin is not None else ""
@@ -105,10 +105,10 @@ def _by_flytes_rules(event: Event, book: RuleBook, admin: AdminExecution | Unkno
         [rule for entry in entries[1:] for rule in entry.rules],
         f"the rules of launch plan {plan.key} are more specific and apply alone",
     )
-    return _verdict(event, (*_match(event, plan.rules), *of_any_version), f"launch plan {plan.key}{unknown}")
+    return _verdict(event, book, (*_match(event, plan.rules), *of_any_version), f"launch plan {plan.key}{unknown}")
 
 
-def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule, ...]) -> Decision:
+def _decide_by_admin(event: Event, book: RuleBook, admin: AdminExecution, from_files: tuple[Rule, ...]) -> Decision:
     """Decide with FlyteAdmin's effective rules. Rules from files do not apply; they are listed as overridden."""
     overridden = _overridden(from_files, "FlyteAdmin's rules go before files")
     if admin.excess:
@@ -121,7 +121,7 @@ def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule
     plan = f"{admin.launch_plan.noun} {admin.launch_plan}" if admin.launch_plan else "the execution's launch plan"
     rule_list = "the execution's own list" if admin.own else plan
     considered = (*_match(event, admin.rules), *replaced, *overridden)
-    decision = _verdict(event, considered, f"{rule_list} in FlyteAdmin")
+    decision = _verdict(event, book, considered, f"{rule_list} in FlyteAdmin")
     if not admin.refused:
         return decision
     return replace(decision, reason=f"{decision.reason}; invalid: {'; '.join(admin.refused)}")
@@ -236,13 +236,13 @@ def _overridden(rules: list[Rule] | tuple[Rule, ...], reason: str) -> tuple[Cons
     return tuple(Considered(rule, matched=False, reason=reason, applies=False) for rule in rules)
 
 
-def _verdict(event: Event, considered: tuple[Considered, ...], rule_list: str) -> Decision:
+def _verdict(event: Event, book: RuleBook, considered: tuple[Considered, ...], rule_list: str) -> Decision:
     """Return the decision for the evaluated rules.
 
     `rule_list` says where the rules come from, for example `launch plan p/d/name` or `the execution's own list`.
     """
     rules = [evaluated.rule for evaluated in considered if evaluated.applies]
-    if too_many := excess(len(rules), sum([len(rule.notification.recipients) for rule in rules])):
+    if too_many := excess(len(rules), book.number_of_recipients(rules)):
         return Decision(Verdict.TOO_MANY_RULES, f"{too_many}, by {rule_list}")
     matched = sum([evaluated.matched for evaluated in considered])
     if matched:

@@ -39,12 +39,12 @@ class RuleFiles:
     """
 
     def __init__(self, launch_plans: Sequence[Path], routes: Sequence[Path] = (), names: Names = NO_NAMES) -> None:
-        self.book = RuleBook()
+        self.book = RuleBook(contacts=names.contacts)
         self.problems: tuple[Problem, ...] = ()
         """The invalid files and rules that the last `load` found, with file and line."""
         self._launch_plans = FileSet(launch_plans, LAUNCH_PLANS)
         self._routes = FileSet(routes, route_format(names))
-        self._owners = names.owners
+        self._names = names
 
     def load(self) -> bool:
         """Read new and changed files, forget deleted files, and replace `book` and `problems`.
@@ -54,9 +54,9 @@ class RuleFiles:
         if not any([self._launch_plans.load(), self._routes.load()]):
             return False
         plans, clashing_plans = by_key(self._launch_plans.loaded)
-        routes, clashing_routes = in_order(self._routes.loaded, self._owners)
+        routes, clashing_routes = in_order(self._routes.loaded, self._names.owners)
         self.problems = (*self._launch_plans.problems, *clashing_plans, *self._routes.problems, *clashing_routes)
-        self.book = RuleBook(plans, routes, self._version())
+        self.book = RuleBook(plans, routes, self._version(), self._names.contacts)
         return True
 
     def _version(self) -> str:

@@ -5,16 +5,21 @@ Only what can be proved is a problem. Does no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 
 from dispatcher.model.event import CANARY_DOMAIN, CANARY_PROJECT
 from dispatcher.model.phase import Phase
-from dispatcher.rules.covering import conditions_cover, contradict, covers
+from dispatcher.rules.covering import conditions_cover, contradict, covers, patterns_of
+from dispatcher.rules.key_tests import is_glob
 from dispatcher.rules.matcher import Conditions, Matcher
 from dispatcher.rules.routes import Route
 
-_INDEXED = ("launch_plan", "workflow", "project")
+MAX_COMPARISONS = 100_000
+"""Maximum number of pairs of routes that are compared: they take about 1 s. Only hundreds of routes that stop and have
+nothing but patterns with `*`, `?` or `[` need so many."""
 _WITHOUT_SLASH = ("project", "domain")
 """The keys whose facts have no slash (`model.event.Name`)."""
 
@@ -31,7 +36,7 @@ class RouteProblem(NamedTuple):
 
 def problems_of(routes: Sequence[Route]) -> Iterator[RouteProblem]:
     """Yield the problems of each route, in the order of the routes."""
-    stopping = _Stopping()
+    stopping = _Stopping(routes)
     for route in routes:
         never = why_never(route.match)
         if never:
@@ -78,28 +83,36 @@ def _needs_slash(pattern: str) -> bool:
 
 
 class _Stopping:
-    """The routes so far that stop, found by one key whose patterns are plain text."""
+    """The routes so far that stop, each found by one key whose patterns are plain text: the one that fewest routes share."""
 
-    def __init__(self) -> None:
+    def __init__(self, routes: Iterable[Route]) -> None:
+        """`routes`: all routes."""
         self._by_text: dict[tuple[str, str], list[Route]] = {}
+        self._shared = Counter(
+            (key, text) for route in routes for key, texts in _plain(route.match).items() for text in texts
+        )
+        self._left = MAX_COMPARISONS
 
     def add(self, route: Route) -> None:
         """Add a route that stops."""
-        for key, texts in _exact(route.match):
-            for text in texts:
-                self._by_text.setdefault((key, text), []).append(route)
-            return
-        self._by_text.setdefault(("", ""), []).append(route)
+        by_key = _plain(route.match)
+        key = min(by_key, key=lambda key: sum([self._shared[key, text] for text in by_key[key]]), default="")
+        for text in by_key.get(key, ("",)):
+            self._by_text.setdefault((key, text), []).append(route)
 
     def before(self, route: Route) -> Route | None:
-        """Return the first route that stops for all events that this one matches; None if that can't be proved."""
-        places = [("", ""), *((key, min(texts)) for key, texts in _exact(route.match))]
-        candidates = [one for place in places for one in self._by_text.get(place, ())]
-        return next((one for one in candidates if covers(one.match, route.match)), None)
+        """Return a route that stops for all events that this one matches; None if that can't be proved, or not
+        within `MAX_COMPARISONS` for all routes.
+        """
+        places = [("", ""), *((key, min(texts)) for key, texts in _plain(route.match).items())]
+        candidates = chain.from_iterable(self._by_text.get(place, ()) for place in places)
+        for one in islice(candidates, self._left):
+            self._left -= 1
+            if covers(one.match, route.match):
+                return one
+        return None
 
 
-def _exact(match: Conditions) -> Iterator[tuple[str, Iterable[str]]]:
-    """Yield the keys whose patterns are plain text, with the texts."""
-    for key in _INDEXED:
-        if (texts := match.exact(key)) is not None:
-            yield key, texts
+def _plain(match: Conditions) -> Mapping[str, Sequence[str]]:
+    """Return the keys whose patterns are all plain text, with the texts."""
+    return {key: texts for key, texts in patterns_of(match).items() if not any(map(is_glob, texts))}

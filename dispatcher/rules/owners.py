@@ -130,10 +130,11 @@ class Owners:
         owner = self.find(event)
         return UnresolvedOwner(owner.principal, owner.label, reason, self.fallback, event.key, now, now)
 
-    def lacks_facts(self, event: Event) -> bool:
-        """True if a fact that the event lacks could give another owner."""
+    def unknown(self, event: Event) -> tuple[str, ...]:
+        """Return the keys of matchers whose facts the event lacks, if they could give another owner."""
         principal, value = self._facts(event)
-        return principal is UNKNOWN or (value is UNKNOWN and principal not in self.map)
+        needs_label = value is UNKNOWN and principal not in self.map
+        return (*(["principal"] if principal is UNKNOWN else []), *([f"labels.{self.label}"] if needs_label else []))
 
     def keys_needing_admin(self) -> frozenset[str]:
         """Return the keys of matchers whose facts the steps need. Flyte's own events may lack them."""

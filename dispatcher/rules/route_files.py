@@ -6,13 +6,14 @@ line; the other routes of the file still apply, and so does the last valid route
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from dispatcher.model.notification import CHANNEL_FIELDS, MAX_RECIPIENTS, Notification
 from dispatcher.model.phase import Phase
@@ -41,6 +42,8 @@ ROUTES, PARTS, STEPS = "routes", "patterns and recipients in routes", "steps in 
 MAX_NAME = 100
 """Maximum number of characters of a route's name."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
 LoadedRoute = tuple[Route, int]
 """A route, and the number of its line."""
 
@@ -64,8 +67,18 @@ def _entry(entry: Any) -> Any:
     if isinstance(entry, str):
         return {TO_CONTACTS: [entry]}
     if isinstance(entry, dict):
-        return {CHANNEL_FIELDS.get(channel, channel): recipients for channel, recipients in entry.items()}
+        by_channel = {CHANNEL_FIELDS.get(channel, channel): recipients for channel, recipients in entry.items()}
+        if len(by_channel) < len(entry):
+            raise ValueError("two names of the same channel: keep one of them")
+        if by_channel and TO_CONTACTS not in by_channel:
+            return by_channel
     raise ValueError(why_not_text(entry) or "write a contact's name, or a channel with recipients: {slack: ['#dev']}")
+
+
+def _shown_name(name: str) -> str:
+    if name != name.strip() or _CONTROL.search(name):
+        raise ValueError("no control characters may be in it, and no spaces around it")
+    return name
 
 
 def _listed(recipients: Any) -> Any:
@@ -80,9 +93,7 @@ class _RouteText(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[
-        str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*\S)?$")
-    ]
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_shown_name)]
     match: Matcher
     notify: Annotated[
         tuple[Annotated[Mapping[str, _Recipients], BeforeValidator(_entry)], ...],

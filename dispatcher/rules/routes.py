@@ -253,13 +253,24 @@ class RouteBook:
         ]
         return possible, len(undecided) - len(possible)
 
+    def undecided(self, event: Event) -> Iterator[tuple[Route, tuple[str, ...]]]:
+        """Yield the routes of which a fact that the event lacks decides whether they apply, whom they notify as the owner,
+        or to which streak the event belongs, each with the keys of those facts.
+        """
+        of_streak = ("launch_plan",) if event.launch_plan is None else ()
+        for one in self.possible(event)[0]:
+            if keys := one.depends_on or of_streak:
+                yield one.route, keys
+        if self.owners is not None and (keys := self.owners.unknown(event)):
+            yield from ((route, keys) for route in self.decide(event).matched if route.notifies_owner)
+
     def needs_flyte_admin(self, event: Event) -> bool:
         """True if it depends on a fact that the event lacks whether a route matches, whom it notifies as the owner, or
         which streak the event belongs to.
         """
         if self.counts_streaks and event.launch_plan is None and not event.looked_up:
             return True
-        lacks_owner = self.owners is not None and self.owners.lacks_facts(event)
+        lacks_owner = self.owners is not None and bool(self.owners.unknown(event))
         for route, tests in self._index.candidates(event):
             holds = all_hold(tests, event)
             if holds is None or (holds and lacks_owner and route.notifies_owner):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,6 +44,8 @@ class RuleBook:
     routes: RouteBook = field(default_factory=RouteBook)
     version: str = ""
     """A hash of the contents of all files that are in effect; empty if there are none."""
+    contacts: Mapping[str, int] = field(default_factory=dict)
+    """Mapping from each contact's name to the number of its recipients."""
     _versions: Mapping[tuple[str, str, str], list[str]] = field(init=False, repr=False, compare=False)
     """Mapping from project, domain and name to the versions that have rules.
 
@@ -81,6 +83,13 @@ class RuleBook:
         any_version = PlanKey(plan.project, plan.domain, plan.name)
         keys = (any_version._replace(version=plan.version), any_version)
         return [entry for key in keys if (entry := self.plans.get(key)) is not None]
+
+    def number_of_recipients(self, rules: Sequence[Rule]) -> int:
+        """Return how many recipients the rules name. A contact counts once, with all its recipients."""
+        named = [recipient for rule in rules for recipient in rule.notification.recipients]
+        contacts = self.contacts.keys() & named
+        others = [recipient for recipient in named if recipient not in contacts] if contacts else named
+        return len(others) + sum([self.contacts[name] for name in contacts])
 
     def may_match(self, event: Event) -> bool:
         """True if a launch plan of the event's project and domain has a rule for the event's phase."""

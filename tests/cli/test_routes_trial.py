@@ -13,15 +13,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channels.contract import UnknownRecipient
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Ledger, RecordedEvent, StoredEvent
+from dispatcher.model.delivery import Kind
 from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import PlanKey, PlanRules, RouteBook, Rule, RuleBook, Verdict, decide
+from dispatcher.rules.owners import Owners
 from dispatcher.trial import MAX_CHANGES, Trial
-from tests.support.builders import NOW, a_launch_plan, a_notification, a_route, a_rule, an_event
+from tests.support.builders import NOW, a_launch_plan, a_notification, a_route, a_rule, an_event, some_contacts
 from tests.support.matchers import MATCHERS, events
 from tests.support.terminal import invoke
 
@@ -117,6 +120,36 @@ def test_a_route_with_a_streak_fires_once_a_streak() -> None:
     ]
 
 
+def test_a_route_is_unknown_also_for_its_owner_and_for_its_streak() -> None:
+    owners = Owners(contacts={"ml": 1}, map={"jo": "ml"}, label="team", fallback="ml")
+    routes = (
+        a_route("to owner", "owner", channel=""),
+        replace(a_route("streak"), streak=2),
+        a_route("both", "owner", channel="", mode="manual"),
+    )
+    trial = Trial(PLANNER, RuleBook({}, RouteBook(routes, owners)))
+    for number, facts in enumerate(
+        [{}, {"principal": "jo"}, {"principal": "al"}, {"launch_plan": a_launch_plan()}, {"looked_up": True}]
+    ):
+        trial.add_recorded(stored(an_event(name=f"a{number}", **facts), RuleBook())[0], set())
+    assert {one["name"]: (one["undecided"], one["unknown"]) for one in trial.as_data()["routes"]} == {
+        "to owner": (3, {"principal": 2, "labels.team": 3}),
+        "streak": (3, {"launch_plan": 3}),
+        "both": (4, {"mode": 4}),
+    }
+
+
+def test_notices_about_dead_deliveries_are_not_counted() -> None:
+    def address(recipient: str) -> str:
+        raise UnknownRecipient(f"no {recipient}")
+
+    contacts = some_contacts(ops={"email": ["ops@example.com"]})
+    planner = Planner({"email": str, "slack": address}, {}, contacts=contacts, fallback_recipients={"slack": ["ops"]})
+    trial = Trial(planner, RuleBook({}, RouteBook((a_route("r", "#gone", channel="slack"),))))
+    trial.add_recorded(stored(an_event(), RuleBook())[0], set())
+    assert trial.as_data()["notifications"]["would_be"] == 0
+
+
 def test_changes_recipients_and_days_are_bounded_and_the_others_counted() -> None:
     trial = Trial(PLANNER, RuleBook({}, RouteBook((a_route("all", labels={"team": "ml"}),))))
     for number in range(MAX_CHANGES + 20):
@@ -140,6 +173,35 @@ def test_changes_recipients_and_days_are_bounded_and_the_others_counted() -> Non
     assert (first["address"], first["would_be"], first["most_in_a_day"]) == ("all@example.com", 60, 30)
     assert len(others) == 120
     assert (data["days"], first["a_day"], len(data["by_day"])) == (3.0, 20.0, 4)
+
+
+async def test_whom_a_resolved_notice_reached_counts_if_a_rule_names_them_too(ledger: Ledger) -> None:
+    planner = replace(PLANNER, thread_by={"slack": lambda _: "launch_plan"})
+    routes = (a_route("all", "#ml", channel="slack", phase=["FAILED", "SUCCEEDED"]),)
+    failed_too = a_route("failed", "#ops", channel="slack")
+    for number, phase in enumerate((Phase.FAILED, Phase.SUCCEEDED)):
+        event = an_event(phase, name=f"a{number}", launch_plan=a_launch_plan(), started_at=NOW + timedelta(minutes=1))
+        event = event.model_copy(update={"occurred_at": NOW + timedelta(minutes=2 * number)})
+        now = event.occurred_at
+        decision = decide(event, RuleBook({}, RouteBook((*routes, failed_too))))
+        entry = RecordedEvent(
+            event=event,
+            position="test",
+            verdict=decision.verdict,
+            reason=decision.reason,
+            considered=[rule.as_data() for rule in decision.considered],
+            deliveries=planner.plan(event, decision.matched, now=now),
+            success=planner.success(event, now=now),
+        )
+        result = await ledger.record([entry], [], now=now)
+    assert {(one.kind, one.addresses) for one in result.waiting} == {
+        (Kind.RESOLVED_NOTICE, ("#ml",)),
+        (Kind.RESOLVED_NOTICE, ("#ops",)),
+    }
+    assert [was async for _, was in ledger.history.notified_since(NOW)] == [
+        frozenset({("slack", "#ml"), ("slack", "#ops")}),
+        frozenset({("slack", "#ml")}),
+    ]
 
 
 async def test_the_ledgers_events_are_read_page_by_page_with_whom_they_were_to_notify(ledger: Ledger) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,22 @@ from tests.support.workers import RECEIPT, ScriptedChannel, a_worker, deliver_du
 EVENT = an_event(principal="bob", labels={"team": "ml"})
 TO_OWNER = Cause("owners", "routes.yaml:2", owner=True)
 OWNERS = Owners(label="team", pattern="{principal}@example.com", principals=".*", fallback="data")
+DATA = {"slack": ["#data"], "email": ["data@example.com", "Boss@example.com"]}
 PLANNER = Planner(
     addresses={"email": str.lower, "slack": str},
     fallbacks={},
-    contacts=some_contacts(data={"slack": ["#data"], "email": ["data@example.com", "Boss@example.com"]}),
+    contacts=some_contacts(data=DATA),
     fallback_recipients={"email": ["data"]},
     grouped=frozenset({"email"}),
     owners=OWNERS,
 )
+
+WITH_TEAM = replace(
+    PLANNER,
+    contacts=some_contacts(ml={"email": ["a@example.com", "b@example.com", "c@example.com"]}, data=DATA),
+    owners=replace(OWNERS, contacts={"ml": 3, "data": 3}),
+)
+"""The label of the event names a contact."""
 
 
 @pytest.fixture
@@ -78,15 +87,23 @@ async def test_those_who_hear_of_the_event_already_are_left_out(ledger: Ledger) 
 
 
 async def test_a_mail_that_reaches_a_part_of_the_owners_contact_counts_for_the_others(ledger: Ledger) -> None:
-    failures = {"a@example.com": UnknownRecipient("550 a"), "c@example.com": Never("spam")}
+    failures = {"A@example.com": UnknownRecipient("550 a"), "c@example.com": Never("spam")}
     receipt = Receipt(answer=RECEIPT.answer, failures=failures)
-    mail = to_owner("a@example.com", "b@example.com", "c@example.com")
-    found = await delivered(ledger, mail, answer=receipt)
+    mail = to_owner("A@example.com", "b@example.com", "c@example.com")
+    found = await delivered(ledger, mail, answer=receipt, planner=WITH_TEAM)
     assert {("slack", ("#data",)), ("email", ("data@example.com", "boss@example.com"))} < {
         (one.channel, one.addresses) for one in found
     }
     (kept,) = await ledger.owners.unresolved(limit=10)
-    assert kept.reason == "a@example.com could not be notified through email: 550 a"
+    assert kept.reason == "A@example.com could not be notified through email: 550 a"
+
+
+async def test_a_mail_that_reaches_the_owner_and_not_the_others_is_no_reason(ledger: Ledger) -> None:
+    receipt = Receipt(answer=RECEIPT.answer, failures={"gone@example.com": UnknownRecipient("550")})
+    mail = to_owner("gone@example.com", "a@example.com")
+    found = await delivered(ledger, mail, answer=receipt, planner=WITH_TEAM)
+    assert [(one.addresses, one.state) for one in found] == [(("gone@example.com",), State.DEAD)]
+    assert await ledger.owners.unresolved(limit=10) == []
 
 
 @pytest.mark.parametrize(
@@ -121,7 +138,7 @@ async def test_an_owner_on_a_channel_with_a_fallback_channel_is_asked_there_firs
 
 
 async def test_without_a_fallback_contact_nobody_else_is_notified_and_the_owner_is_kept(ledger: Ledger) -> None:
-    planner = Planner(addresses=PLANNER.addresses, fallbacks={}, owners=Owners(label="team"))
+    planner = Planner(addresses=PLANNER.addresses, fallbacks={}, owners=replace(OWNERS, fallback=""))
     assert await delivered(ledger, to_owner(), answer=UnknownRecipient("550"), planner=planner) == []
     (kept,) = await ledger.owners.unresolved(limit=10)
     assert kept.instead == ""

@@ -130,7 +130,8 @@ def test_routes_apply_in_the_order_of_the_settings_then_of_paths_then_of_lines(t
         ("routes:\n" + a_route("12"), "route 1: name: a number where text is expected: quote it"),
         ("routes:\n" + a_route("''"), "name: must not be empty"),
         ("routes:\n" + a_route("x" * 101), "name: must have at most 100 characters"),
-        ("routes:\n" + a_route('"a\\nb"'), "name: "),
+        ("routes:\n" + a_route('"a\\nb"'), "name: no control characters may be in it"),
+        ("routes:\n" + a_route("' a'"), "name: no control characters may be in it, and no spaces around it"),
         ("routes:\n" + a_route("x").replace("ml-team", "owner"), "notify: owner: the settings have no section owners"),
         ("routes:\n" + a_route("x").replace("ml-team", "ml_team"), "'ml_team': did you mean ml-team?"),
         (
@@ -141,6 +142,12 @@ def test_routes_apply_in_the_order_of_the_settings_then_of_paths_then_of_lines(t
         ("routes:\n" + a_route("x").replace("ml-team", "{email: ''}"), "route 'x': notify: recipients: an empty"),
         ("routes:\n" + a_route("x").replace("ml-team", "{email: 7}"), "route 'x': notify.0.email: must be a list"),
         ("routes:\n" + a_route("x").replace("ml-team", "7"), "notify.0: a number where text is expected"),
+        ("routes:\n" + a_route("x").replace("ml-team", "{}"), "notify.0: write a contact's name, or a channel"),
+        ("routes:\n" + a_route("x").replace("ml-team", "{'': [ml-team]}"), "notify.0: write a contact's name, or a"),
+        (
+            "routes:\n" + a_route("x").replace("ml-team", "{pager_duty: [a], pagerduty: [b]}"),
+            "notify.0: two names of the same channel: keep one of them",
+        ),
         ("routes:\n" + a_route("x").replace("ml-team", ""), "route 'x': notify: must not be empty"),
         (
             "routes:\n" + a_route("x").replace("ml-team", "everybody, {email: [" + "a@example.com, " * 101 + "]}"),

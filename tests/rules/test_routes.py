@@ -131,6 +131,25 @@ def test_where_flytes_rules_are_unknown_the_routes_decide_alone(
     assert replacing.full_reason == f"route all matched; route all replaces Flyte's rules ({reason})"
 
 
+@pytest.mark.parametrize(
+    ("recipients", "verdict"),
+    [
+        ([["team"], ["team", "a@example.com"]], Verdict.MATCHED),
+        ([["team"], ["others"]], Verdict.TOO_MANY_RULES),
+        ([["team"], [f"p{number}@example.com" for number in range(400)]], Verdict.MATCHED),
+        ([["team"], [f"p{number}@example.com" for number in range(401)]], Verdict.TOO_MANY_RULES),
+    ],
+)
+def test_a_contact_in_flytes_rules_counts_once_with_all_its_recipients(
+    recipients: list[list[str]], verdict: Verdict
+) -> None:
+    options = Options(notifications=tuple(a_notification(*several) for several in recipients))
+    book = RuleBook(contacts={"team": 600, "others": 500})
+    decision = decide(an_event(options=options), book)
+    assert decision.verdict is verdict
+    assert decision.decided is (verdict is Verdict.MATCHED)
+
+
 def test_too_many_rules_of_flytes_stay_rejected_unless_a_route_replaces_them() -> None:
     admin = AdminExecution(excess="the event has 101 rules")
     assert not decided(a_route("all"), admin=admin).decided
