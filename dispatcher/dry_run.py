@@ -126,7 +126,7 @@ class DryRun:
     ) -> PhaseForecast:
         decision, owners = decide(event, book, answer), book.routes.owners
         to_owner: list[Rule] = []
-        if owners is not None and owners.lacks_facts(event):
+        if owners is not None and owners.unknown(event):
             to_owner = [one.rule for one in decision.considered if one.rule.owner is not None]
             others = tuple([one for one in decision.considered if one.rule.owner is None])
             decision = replace(decision, considered=others, owner=None)

@@ -128,9 +128,8 @@ def test_a_route_is_unknown_also_for_its_owner_and_for_its_streak() -> None:
         a_route("both", "owner", channel="", mode="manual"),
     )
     trial = Trial(PLANNER, RuleBook({}, RouteBook(routes, owners)))
-    for number, facts in enumerate(
-        [{}, {"principal": "jo"}, {"principal": "al"}, {"launch_plan": a_launch_plan()}, {"looked_up": True}]
-    ):
+    events: list[dict[str, Any]] = [{}, {"principal": "jo"}, {"principal": "al"}, {"looked_up": True}]
+    for number, facts in enumerate([*events, {"launch_plan": a_launch_plan()}]):
         trial.add_recorded(stored(an_event(name=f"a{number}", **facts), RuleBook())[0], set())
     assert {one["name"]: (one["undecided"], one["unknown"]) for one in trial.as_data()["routes"]} == {
         "to owner": (3, {"principal": 2, "labels.team": 3}),

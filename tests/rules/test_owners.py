@@ -89,9 +89,14 @@ def test_a_fact_that_is_missing_matters_only_if_it_could_change_the_owner() -> N
         "with a label": started_by("", "data", looked_up=False),
         "looked up": started_by(""),
     }
-    assert [name for name, event in events.items() if OWNERS.lacks_facts(event)] == ["not in the map", "with a label"]
+    assert {name: OWNERS.unknown(event) for name, event in events.items()} == {
+        "in the map": (),
+        "not in the map": ("labels.team",),
+        "with a label": ("principal",),
+        "looked up": (),
+    }
     by_label = Owners(label="team", contacts={"data": 2})
-    assert not by_label.lacks_facts(events["with a label"])
+    assert not by_label.unknown(events["with a label"])
 
 
 @given(st.text() | st.from_regex(r"[A-Za-z0-9._+-]{0,70}", fullmatch=True), st.text() | st.sampled_from(["data", "x"]))
