@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
-from dispatcher.parsing.validation_errors import message_of
+from dispatcher.parsing.validation_errors import message_of, model_in, option_hint
 from dispatcher.parsing.yaml import Document, readable
 
 PREFIX = "DISPATCHER__"
@@ -110,7 +109,7 @@ def _with_two_underscores(name: str, model: type[BaseModel]) -> str | None:
         section = setting.upper()
         if rest == section:
             return PREFIX + section
-        if rest.startswith(f"{section}_") and _model_in(info.annotation) is not None:
+        if rest.startswith(f"{section}_") and model_in(info.annotation) is not None:
             return f"{PREFIX}{section}__{rest.removeprefix(section).lstrip('_')}"
     return None
 
@@ -133,35 +132,6 @@ def sentences(error: ValidationError, model: type[BaseModel], origin: Origin) ->
         where = tuple(step for step in problem["loc"] if step != "[key]")
         message = message_of(problem)
         if problem["type"] == "extra_forbidden":
-            message = f"unknown option{_suggestion(where, model)}"
+            message = f"unknown option; {option_hint(where, model)}"
         key = f"{'.'.join(map(str, where))}: " if where else ""
         yield f"{origin.place(where)}{key}{message}"
-
-
-def _suggestion(where: tuple[int | str, ...], settings: type[BaseModel]) -> str:
-    """Return the end of the error message for an unknown option: the closest valid name, or all valid names."""
-    model: Any = settings
-    is_name = False
-    for step in where[:-1]:
-        if isinstance(step, int):  # skip an index into a list: `model` is already the model of the list's items
-            continue
-        if is_name:  # skip a name that the settings give: `model` is already the model of the mapping's values
-            is_name = False
-            continue
-        field = _options(model).get(step)
-        model = _model_in(field.annotation) if field is not None else None
-        is_name = field is not None and get_origin(field.annotation) is Mapping
-    names = list(_options(model))
-    close = difflib.get_close_matches(str(where[-1]), names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}" if names else ""
-
-
-def _options(model: Any) -> dict[str, FieldInfo]:
-    """Return a model's options, by the names that files use; empty if `model` is no model."""
-    return {info.alias or name: info for name, info in getattr(model, "model_fields", {}).items()}
-
-
-def _model_in(annotation: Any) -> Any:
-    """Return the pydantic model in a type annotation such as `Model | None`; None if the annotation has no model."""
-    candidates = getattr(annotation, "__args__", (annotation,))
-    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from dispatcher.parsing.scalars import Unclear, why_not_text
 
@@ -39,15 +41,16 @@ _SHOULD = re.compile(r"^[A-Z][a-z]+ should ")
 
 def first_problem(error: ValidationError) -> str:
     """Return the first problem as `place: message`. The invalid value is left out, because it may be secret."""
-    return _sentence(error.errors(include_url=False, include_context=False)[0])
+    return sentence(error.errors(include_url=False, include_context=False)[0])
 
 
 def every_problem(error: ValidationError) -> str:
     """Return all problems, each as `first_problem` returns it, with semicolons between them."""
-    return "; ".join(dict.fromkeys(map(_sentence, error.errors(include_url=False, include_context=False))))
+    return "; ".join(dict.fromkeys(map(sentence, error.errors(include_url=False, include_context=False))))
 
 
-def _sentence(problem: Mapping[str, Any]) -> str:
+def sentence(problem: Mapping[str, Any]) -> str:
+    """Return one entry of `ValidationError.errors()` as `place: message`, without the invalid value."""
     where = ".".join(_short(str(part)) for part in problem["loc"])
     what = message_of(problem)
     return f"{where}: {what}" if where else what
@@ -66,3 +69,35 @@ def message_of(problem: Mapping[str, Any]) -> str:
             return reason
     message = _MESSAGES.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
     return _SHOULD.sub("must ", message)
+
+
+def option_hint(where: Sequence[int | str], model: type[BaseModel]) -> str:
+    """Return a hint for an unknown option: the closest valid name, or all valid names.
+
+    `where`: the place of the option in data that `model` validates.
+    """
+    inner: Any = model
+    is_name = False
+    for step in where[:-1]:
+        if isinstance(step, int):  # skip an index into a list: `inner` is already the model of the list's items
+            continue
+        if is_name:  # skip a name that the data gives: `inner` is already the model of the mapping's values
+            is_name = False
+            continue
+        field = _options(inner).get(step)
+        inner = model_in(field.annotation) if field is not None else None
+        is_name = field is not None and get_origin(field.annotation) is Mapping
+    names = list(_options(inner))
+    close = difflib.get_close_matches(str(where[-1]), names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"
+
+
+def _options(model: Any) -> dict[str, FieldInfo]:
+    """Return a model's options, by the names that files use; empty if `model` is no model."""
+    return {info.alias or name: info for name, info in getattr(model, "model_fields", {}).items()}
+
+
+def model_in(annotation: Any) -> Any:
+    """Return the pydantic model in a type annotation such as `Model | None`; None if the annotation has no model."""
+    candidates = getattr(annotation, "__args__", (annotation,))
+    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -143,7 +143,7 @@ def compiled(expression: str, *, whole: bool = False) -> tuple[Callable[[str], b
     try:
         found = re2.compile(expression.encode(), options)
     except re2.error as error:
-        raise ValueError(f"no regular expression that RE2 can read: {_words(error)}") from None
+        raise ValueError(f"not a regular expression that RE2 can read: {_words(error)}") from None
     if found.programsize > MAX_EXPRESSION_STEPS:
         raise ValueError(r"an expression that takes too long: use smaller repetitions {m,n}, or fewer \p{…}")
 

@@ -21,7 +21,7 @@ from dispatcher.model.severity import Severity
 from dispatcher.model.streak import MAX_STREAK
 from dispatcher.parsing.nearest import nearest, there_is_no
 from dispatcher.parsing.scalars import why_not_text
-from dispatcher.parsing.validation_errors import first_problem
+from dispatcher.parsing.validation_errors import first_problem, option_hint, sentence
 from dispatcher.parsing.yaml import MAX_BYTES, Document, Malformed, Problem, decoded, parse, readable
 from dispatcher.rules.file_set import Content, FileFormat, LoadedFile, RuleFile
 from dispatcher.rules.matcher import Matcher
@@ -178,7 +178,7 @@ def _route(item: Any, defined_at: str, names: Names) -> Route:
     try:
         text = _RouteText.model_validate(_with_phase(item))
     except ValidationError as error:
-        raise _Refused(first_problem(error), error.errors()[0]["loc"]) from None
+        raise _invalid(error) from None
     if not text.match.phase:
         raise _Refused("match.phase: name at least one of SUCCEEDED, FAILED, ABORTED, TIMED_OUT", ("match", "phase"))
     if text.streak and not text.on and Phase.SUCCEEDED in text.match.phase:
@@ -215,6 +215,15 @@ def _route(item: Any, defined_at: str, names: Names) -> Route:
         streak=text.streak or (1 if text.on else 0),
         at_the_end=text.on is not None,
     )
+
+
+def _invalid(error: ValidationError) -> _Refused:
+    """Return the first problem; an unknown option goes before others, because a wrong name makes an option missing too."""
+    problems = error.errors(include_url=False, include_context=False)
+    unknown = next((one for one in problems if one["type"] == "extra_forbidden"), None)
+    if unknown is None:
+        return _Refused(sentence(problems[0]), problems[0]["loc"])
+    return _Refused(sentence(unknown), unknown["loc"], partial(option_hint, unknown["loc"], _RouteText))
 
 
 def _with_phase(item: Any) -> Any:

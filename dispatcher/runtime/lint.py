@@ -9,6 +9,7 @@ from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError
 from dispatcher.planning.contacts import NO_OPTIONS, Contacts
 from dispatcher.rules import RuleBook
+from dispatcher.rules.files import RuleFiles
 from dispatcher.rules.lint import problems_of
 from dispatcher.runtime.preflight import unreachable_recipients
 from dispatcher.runtime.wiring import make_planner, make_rule_files, open_channels
@@ -39,14 +40,16 @@ def lint(settings: Settings) -> Iterator[LintFinding]:
         yield from (LintFinding(settings.located(problem)) for problem in str(error).splitlines())
         return
     yield from map(LintFinding, unreachable_recipients(planner, files.book))
-    unseen = "; ".join(_unseen(settings))
+    unseen = "; ".join(_unseen(settings, files))
     for name in unused_contacts(settings, planner.contacts, files.book):
         message = "; ".join(part for part in (f"contacts.{name}: {_UNUSED}", unseen) if part)
         yield LintFinding(settings.located(message), warning=bool(unseen))
 
 
-def _unseen(settings: Settings) -> Iterator[str]:
-    """Yield what may name a contact and is in no file."""
+def _unseen(settings: Settings, files: RuleFiles) -> Iterator[str]:
+    """Yield what may name a contact, and is in no file or refused."""
+    if files.problems:
+        yield "a refused rule or route may name it"
     if settings.rules.flyte_admin is not None:
         yield "rules in FlyteAdmin may name it"
     if settings.owners is not None and settings.owners.label:

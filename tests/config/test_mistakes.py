@@ -222,7 +222,7 @@ def found(folder: Path, text: str) -> list[str]:
         ),
         (
             "templates:\n  match:\n    - path: [x]\n      error: {message: '(a'}",
-            "s.yaml:6: templates.match.0.error.message: no regular expression that RE2 can read: missing ): (a",
+            "s.yaml:6: templates.match.0.error.message: not a regular expression that RE2 can read: missing ): (a",
         ),
         (
             "channels: {pagerduty: {services: {}, severities: [{severity: info}]}}",

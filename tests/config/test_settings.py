@@ -145,7 +145,7 @@ def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) 
         ("owners: {fallback: ml}", "owners: it finds nobody: give map, label, or pattern and principals"),
         ("owners: {pattern: '{principal}@x.com'}", "owners: give pattern and principals together"),
         ("owners: {label: a, pattern: 'a@x.com, {principal}@y.com', principals: '.*'}", "owners.pattern: besides"),
-        ("owners: {label: a, pattern: '{principal}@x.com', principals: '(a'}", "no regular expression that RE2 can"),
+        ("owners: {label: a, pattern: '{principal}@x.com', principals: '(a'}", "not a regular expression that RE2 can"),
         ("owners: {map: {'': ml}}", "owners.map."),
         ("owners: {map: {alice: owner}}", "owners.map.alice: owner means the owner of an execution"),
         ("owners: {labels: a}", "owners.labels: unknown option; did you mean 'label'?"),

@@ -107,8 +107,19 @@ def test_routes_apply_in_the_order_of_the_settings_then_of_paths_then_of_lines(t
             "routes:\n  - name: x\n    notify: [ml-team]\n    match:\n      project: p\n      phase: RUNNING",
             "a.yaml:6: route 'x': match.phase.0: RUNNING is not a terminal phase",
         ),
-        ("routes:\n" + a_route("x").replace("phase:", "phases:"), "match.phases: unknown option"),
-        ("routes:\n" + a_route("x", owner="ml"), "route 'x': owner: unknown option"),
+        (
+            "routes:\n" + a_route("x").replace("phase:", "phases:"),
+            "match.phases: unknown option: did you mean 'phase'?",
+        ),
+        ("routes:\n" + a_route("x", owner="ml"), "route 'x': owner: unknown option: there are name, match, notify"),
+        (
+            "routes:\n" + a_route("x").replace("notify", "notfy"),
+            "route 'x': notfy: unknown option: did you mean 'notify'?",
+        ),
+        (
+            "routes:\n  - {name: x, match: {phase: FAILED, not: {eror: {code: a}}}, notify: [ml-team]}",
+            "match.not.eror: unknown option: did you mean 'error'?",
+        ),
         ("routes:\n" + a_route("x", streak="0"), "route 'x': streak: must be greater than or equal to 1"),
         ("routes:\n" + a_route("x", streak="101"), "route 'x': streak: must be less than or equal to 100"),
         ("routes:\n" + a_route("x", streak="true"), "route 'x': streak: must be a whole number"),
