@@ -129,7 +129,9 @@ def causes_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]
     found: list[int | str] = []
     recipients = {recipient.casefold() for recipient in delivery["recipients"]}
     for cause in delivery["rules"]:
-        places = [(number, rule) for number, rule in enumerate(rules, start=1) if of_cause(rule, cause)]
+        at = cause["defined_at"]
+        here = [(number, rule) for number, rule in enumerate(rules, start=1) if rule["defined_at"] == at]
+        places = [one for one in here if of_cause(one[1], cause)] or here  # none: notified instead of the owner
         naming = [number for number, rule in places if recipients & {one.casefold() for one in rule["recipients"]}]
         of_contacts = [number for number, rule in places if not rule["channel"]]
         found += naming or of_contacts or [number for number, _ in places[:1]] or [str(Cause(**cause))]
