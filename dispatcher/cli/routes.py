@@ -58,8 +58,8 @@ def lint(config: Config = None, as_json: AsJson = False) -> None:
     """Find what is wrong with routes and contacts: routes that can't match or are never reached, recipients that no
     channel can reach, and contacts that nobody uses.
 
-    Prints each problem with file and line. Exit status 1 if there is a problem. A contact that rules in FlyteAdmin may
-    name is only a warning.
+    Prints each problem with file and line. Exit status 1 if there is a problem. A contact that something outside the
+    files may name, such as a rule in FlyteAdmin, is only a warning.
     """
     from dispatcher.config.settings import load
     from dispatcher.runtime.lint import lint as findings_of

@@ -26,11 +26,14 @@ rules = typer.Typer(help="List rules, or say who would be notified.", no_args_is
 @rules.command("list")
 @with_filters(without=frozenset({"state", "verdict", "execution", "since", "until"}))
 def list_(filters: Filters, config: Config = None, as_json: AsJson = False) -> None:
-    """List the rules in rule files. Rules in FlyteAdmin go before them: `rules who` asks FlyteAdmin."""
+    """List the rules in launch plan files. Rules in FlyteAdmin go before them: `rules who` asks FlyteAdmin. `routes list`
+    lists the routes.
+    """
     from dispatcher.config.settings import load
 
     wanted, settings = filters.wanted(), load(config)
-    found = list(_matching(rules_in_files(settings), wanted))
+    book = rules_in_files(settings)
+    found = list(_matching(book, wanted))
     if as_json:
         write_json([_data(key, rule) for key, rule in found])
         return
@@ -49,6 +52,8 @@ def list_(filters: Filters, config: Config = None, as_json: AsJson = False) -> N
     )
     if settings.rules.flyte_admin is not None:
         write_line("FlyteAdmin is asked first: rules who shows a launch plan's rules there", err=True)
+    if book.routes:
+        write_line("routes apply too: routes list shows them", err=True)
 
 
 def _matching(book: RuleBook, wanted: Filter) -> Iterator[tuple[PlanKey, Rule]]:

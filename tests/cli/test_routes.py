@@ -110,6 +110,11 @@ async def test_routes_to_somebody_are_those_that_name_a_contact_with_the_address
         assert [one["name"] for one in found] == names
 
 
+async def test_the_list_of_rules_says_that_there_are_routes_too(config: str) -> None:
+    answer = await invoke("rules", "list", "--config", config)
+    assert (answer.status, answer.err) == (0, "routes apply too: routes list shows them\n")
+
+
 async def test_an_invalid_route_is_named_beside_the_others(tmp_path: Path) -> None:
     config = settings_file(tmp_path, contacts={})
     answer = await invoke("routes", "list", "--json", "--config", config)
