@@ -215,6 +215,10 @@ class Ledger:
         async with self._database.reading() as connection:
             return await connection.run_sync(retention.count_purgeable, before)
 
+    async def forget_streaks(self) -> None:
+        """Forget the failures that were counted in streaks, because no route has one any more."""
+        await self._database.write(retention.forget_streaks)
+
     async def purge(self, before: datetime, *, limit: int, action: Action | None = None) -> int:
         """Delete up to `limit` events that were recorded before this time and have no waiting delivery.
 

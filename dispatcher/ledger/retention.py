@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, or_, select
+from sqlalchemy import Connection, Select, delete, func, or_, select, update
 
 from dispatcher.ledger.actions import insert_action
 from dispatcher.ledger.checkpoints import complete_since_later
@@ -39,6 +39,12 @@ def purge(connection: Connection, before: datetime, limit: int, action: Action |
     if number and action is not None:
         insert_action(connection, action)
     return number
+
+
+def forget_streaks(connection: Connection) -> None:
+    """Forget all streaks. See `Ledger.forget_streaks`."""
+    counted = subjects.c.failed_at.is_not(None)
+    connection.execute(update(subjects).where(counted).values(streak=None, failed_at=None))
 
 
 def count_purgeable(connection: Connection, before: datetime) -> int:

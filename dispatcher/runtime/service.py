@@ -164,7 +164,7 @@ class Service:
         settings, clock, stopping, ledger = self.settings, self.clock, self._stopping, parts.ledger
         works: dict[str, Work] = {
             "rules": partial(parts.rules.watch, stopping),
-            "retention": partial(self._purge, ledger),
+            "retention": partial(self._purge, parts),
             "clock monitor": ClockMonitor(ledger=ledger, clock=clock, metrics=self.metrics, stopping=stopping).run,
         }
         if parts.source is not None:
@@ -179,11 +179,16 @@ class Service:
             works["progress monitor"] = parts.progress_monitor.run
         return works
 
-    async def _purge(self, ledger: Ledger) -> None:
-        """Delete rows that are older than `ledger.retention`, in small portions, until the service is stopped."""
+    async def _purge(self, parts: Parts) -> None:
+        """Delete rows that are older than `ledger.retention`, in small portions, until the service is stopped.
+
+        If no route has a streak, the streaks are forgotten too: nobody counts them now, so they would be wrong later.
+        """
         while not self._stopping.is_set():
             try:
-                purged = await ledger.purge(self.clock.now() - self.settings.ledger.retention, limit=PURGE_LIMIT)
+                purged = await parts.ledger.purge(self.clock.now() - self.settings.ledger.retention, limit=PURGE_LIMIT)
+                if not purged and not parts.rules.book.routes.counts_streaks and not parts.rules.problems:
+                    await parts.ledger.forget_streaks()
             except LedgerUnavailable as error:
                 log.warning("nothing was purged", reason=str(error))
                 purged = 0

@@ -417,6 +417,14 @@ async def test_a_purge_keeps_a_streak_until_its_newest_failure_is_old(ledger: Le
     assert await told(intake, ended("d", 40)) == [], "the streak was purged"
 
 
+async def test_streaks_that_are_forgotten_begin_anew(ledger: Ledger) -> None:
+    intake = an_intake(ledger, a_route("second", streak=2), a_route("third", streak=3))
+    await ingest(intake, ended("a", 1), ended("b", 3))
+    await ledger.forget_streaks()
+    assert await told(intake, ended("c", 5)) == []
+    assert await told(intake, ended("d", 6)) == [("notification", "second@example.com")]
+
+
 async def test_an_event_whose_rules_are_unknown_is_recorded_if_a_route_waits_for_its_streak(on_sqlite: Ledger) -> None:
     async def unknown(execution: Any) -> UnknownExecution:
         return UnknownExecution("FlyteAdmin doesn't know it")
