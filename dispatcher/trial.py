@@ -233,7 +233,7 @@ class Trial:
 
 def _by_key(recipients: Iterable[Recipient]) -> dict[Recipient, Recipient]:
     """Return the recipients by a key that is the same in upper and lower case."""
-    return {(channel, address.casefold()): (channel, address) for channel, address in sorted(recipients)}
+    return {(channel, address.lower()): (channel, address) for channel, address in sorted(recipients)}
 
 
 def _recipient_data(counts: RecipientCounts, days: float) -> dict[str, Any]:

@@ -53,6 +53,8 @@ Recipients = Annotated[tuple[str, ...], AfterValidator(named_recipients), Before
 def _contact_name(name: str) -> str:
     if (named := named_recipients([name])[0]) == OWNER:
         raise ValueError(f"{OWNER} means the owner of an execution, so no contact has this name: choose another")
+    if named != name:
+        raise ValueError("a contact's name has no spaces around it: leave them out")
     return named
 
 

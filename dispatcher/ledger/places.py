@@ -13,7 +13,7 @@ Place = tuple[str, str, str]
 
 def places(delivery: Delivery) -> list[Place]:
     """Return the places of a delivery, in the order of its addresses. An undeliverable one has none."""
-    return [(delivery.event, delivery.channel, address.casefold()) for address in delivery.addresses]
+    return [(delivery.event, delivery.channel, address.lower()) for address in delivery.addresses]
 
 
 def by_place(deliveries: Iterable[Delivery]) -> dict[Place, list[Delivery]]:

@@ -86,7 +86,7 @@ class Contacts:
 
     def options(self, channel: str, address: str) -> Options:
         """Return the options of the contact that lists the address."""
-        return self._options.get((channel, address.casefold()), NO_OPTIONS) if self._options else NO_OPTIONS
+        return self._options.get((channel, address.lower()), NO_OPTIONS) if self._options else NO_OPTIONS
 
     def as_data(self) -> list[dict[str, Any]]:
         """Return the contacts as JSON data, in the order of the settings."""
@@ -123,14 +123,16 @@ class Contacts:
             steps = ", ".join(f"{one} includes {other}" for one, other in pairwise(circle))
             yield f"contacts.{circle[0]}.include: {steps}: a contact can't include itself"
             return
+        everybody: dict[str, dict[Recipient, Recipient]] = {}
+        """The recipients of each contact by channel and address in lower case: each once."""
         for name in names:
-            listed = [*contacts[name].recipients]
+            each_once = {(channel, one.lower()): (channel, one) for channel, one in contacts[name].recipients}
             for other in contacts[name].include:
-                listed += self._expanded.get(other, ())
-            each_once = {(channel, one.casefold()): (channel, one) for channel, one in listed}.values()
-            self._expanded[name] = tuple(islice(each_once, MAX_RECIPIENTS))
+                each_once |= everybody.get(other, {})
             if len(each_once) > MAX_RECIPIENTS:
                 yield f"contacts.{name}: it has {len(each_once):,} recipients: a contact may have {MAX_RECIPIENTS:,}"
+            everybody[name] = dict(islice(each_once.items(), MAX_RECIPIENTS))
+            self._expanded[name] = tuple(everybody[name].values())
 
     def _resolve_all(self, contacts: Mapping[str, Contact], find_target: FindTarget) -> Iterator[str]:
         """Find out which addresses have which options, and yield the problems."""
@@ -146,7 +148,7 @@ class Contacts:
                     continue
                 if contact.options == NO_OPTIONS:
                     continue
-                place = target.channel, target.address.casefold()
+                place = target.channel, target.address.lower()
                 if (owner := owners.setdefault(place, name)) != name:
                     yield (
                         f"contacts.{name}.{channel}: {recipient}: contact {owner} lists it too, and both have options: "

@@ -58,7 +58,7 @@ class _Named:
     @property
     def key(self) -> tuple[str, str]:
         """The same for all recipients whose address is the same."""
-        return self.target.channel, (self.target.address or self.target.recipient).casefold()
+        return self.target.channel, (self.target.address or self.target.recipient).lower()
 
     def name(self, rule: Rule) -> None:
         """Note that a rule names the recipient."""
@@ -158,7 +158,7 @@ class EventPlan:
 
     def register(self, target: Target) -> bool:
         """Note that an address has a delivery on a channel. Returns False if the address already had one."""
-        pair = (target.channel, target.address.casefold())
+        pair = (target.channel, target.address.lower())
         if pair in self._registered:
             return False
         self._registered.add(pair)

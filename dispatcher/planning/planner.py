@@ -217,7 +217,7 @@ class Planner:
         `unknown`: dead deliveries, because no provider knows the address. `notified`: as in `reroute`.
         """
         names = self._names_of_owner(event)
-        dead = [one for one in unknown if not names.isdisjoint(map(str.casefold, one.recipients + one.addresses))]
+        dead = [one for one in unknown if not names.isdisjoint(map(str.lower, one.recipients + one.addresses))]
         if not dead or self.owners is None:
             return (), None
         delivery = dead[0]._replace(recipients=tuple([name for one in dead for name in one.recipients]))
@@ -233,7 +233,7 @@ class Planner:
         if owner is None:
             return frozenset()
         named = [one for name in owner.recipients for one in self.contacts.expand(name) or ((owner.channel, name),)]
-        return frozenset(recipient.casefold() for _, recipient in named)
+        return frozenset(recipient.lower() for _, recipient in named)
 
     def unreachable(self) -> Iterator[str]:
         """Yield an error message for each mistake in contacts and owners, and for each unknown contact in the settings."""

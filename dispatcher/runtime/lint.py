@@ -66,7 +66,7 @@ def unused_contacts(settings: Settings, contacts: Contacts, book: RuleBook) -> I
     for rule in book.rules():
         for recipient in rule.notification.recipients:
             named.add(recipient)
-            addresses.add((rule.notification.channel, recipient.casefold()))
+            addresses.add((rule.notification.channel, recipient.lower()))
     for section in settings.channel_sections.values():
         named.update(section.fallback_recipients)
     if settings.owners is not None:
@@ -79,8 +79,8 @@ def unused_contacts(settings: Settings, contacts: Contacts, book: RuleBook) -> I
         if (name := waiting.pop()) not in used:
             used.add(name)
             waiting += contacts.all[name].include
-    addresses |= {(channel, one.casefold()) for name in used for channel, one in contacts.expand(name) or ()}
+    addresses |= {(channel, one.lower()) for name in used for channel, one in contacts.expand(name) or ()}
     for name, contact in contacts.all.items():
-        own = {(channel, one.casefold()) for channel, one in contact.recipients}
+        own = {(channel, one.lower()) for channel, one in contact.recipients}
         if name not in used and (contact.options == NO_OPTIONS or not own & addresses):
             yield name

@@ -142,6 +142,7 @@ def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) 
         ("contacts: {ml: {slak: ['#a']}}", "contacts.ml.slak: unknown option; did you mean 'slack'?"),
         ("contacts: {ml: {slack: ['']}}", "contacts.ml.slack: an empty recipient"),
         ("contacts: {owner: {slack: ['#a']}}", "contacts.owner: owner means the owner of an execution"),
+        ("contacts: {' a': {slack: ['#a']}}", "a contact's name has no spaces around it: leave them out"),
         ("owners: {fallback: ml}", "owners: it finds nobody: give map, label, or pattern and principals"),
         ("owners: {pattern: '{principal}@x.com'}", "owners: give pattern and principals together"),
         ("owners: {label: a, pattern: 'a@x.com, {principal}@y.com', principals: '.*'}", "owners.pattern: besides"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,15 @@ def test_a_contact_has_its_own_recipients_and_those_of_all_that_it_includes_once
     assert contacts.expand("ml") == (("email", "b@x"), ("email", "A@x"), ("slack", "a@x"), ("email", "c@x"))
     assert contacts.expand("ALL") is None
     assert (contacts.sizes, contacts.problems) == ({"all": 4, "ml": 4, "ops": 2}, [])
+
+
+def test_contacts_that_include_all_others_are_expanded_soon() -> None:
+    everybody = {"first": mails(*(f"{number}@x" for number in range(MAX_RECIPIENTS)))}
+    for number in range(250):
+        everybody[f"c{number}"] = mails(include=tuple(everybody))
+    started = time.process_time()
+    assert set(Contacts(everybody).sizes.values()) == {MAX_RECIPIENTS}
+    assert time.process_time() - started < 5
 
 
 def test_each_mistake_is_one_sentence_with_its_place() -> None:

@@ -77,6 +77,9 @@ def test_overlapping_rules_notify_each_address_once() -> None:
         ("email", ("c@x.com",), WAITING),
         ("slack", ("C1",), WAITING),
     ]
+    assert planned(a_rule("große@x.com", "GROßE@x.com", "grosse@x.com")) == [  # ß is no other way to write ss
+        ("email", ("große@x.com", "grosse@x.com"), WAITING)
+    ]
 
 
 def test_a_delivery_lists_every_rule_that_names_one_of_its_recipients_once() -> None:

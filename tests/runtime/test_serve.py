@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -49,9 +50,10 @@ async def test_streaks_are_forgotten_once_no_route_has_one(tmp_path: Path) -> No
     message = write(an_event(launch_plan=a_launch_plan()), Format.NATIVE)
     headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
 
-    def counted() -> bool:
+    def counted(wanted: bool) -> bool:
         with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
-            return bool(connection.execute("SELECT 1 FROM subjects WHERE failed_at IS NOT NULL").fetchall())
+            found = connection.execute("SELECT 1 FROM subjects WHERE failed_at IS NOT NULL").fetchall()
+        return bool(found) is wanted
 
     routes.write_text(f"routes: [{{name: a, match: {{phase: FAILED}}, {mail}, streak: 2}}]")
     async with running(tmp_path, settings) as url, aiohttp.ClientSession() as session:
@@ -59,5 +61,5 @@ async def test_streaks_are_forgotten_once_no_route_has_one(tmp_path: Path) -> No
     for text, kept in (("routes: [", True), (f"routes: [{{name: a, match: {{phase: FAILED}}, {mail}}}]", False)):
         routes.write_text(text)
         async with running(tmp_path, settings):
-            await until(lambda wanted=kept: counted() is wanted)
-        assert counted() is kept
+            await until(partial(counted, kept))
+        assert counted(kept)
