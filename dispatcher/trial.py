@@ -90,6 +90,14 @@ class RouteTrial:
         replaced = any(route.replaces for route in matched)
         return [*(() if replaced else flytes), *(rule for route in applied for rule in route.rules)], applied
 
+    def records(self, event: Event, flytes: Decision) -> bool:
+        """Return False if routes notify nobody of the event: its notifications are disabled, or Flyte's rules are too many
+        and no route replaces them. `flytes`: the decision by these.
+        """
+        if flytes.verdict is Verdict.TOO_MANY_RULES:
+            return any(route.replaces for route in self.routes.decide(event).matched)
+        return flytes.verdict is not Verdict.DISABLED
+
     def _fired(self, event: Event, matched: Sequence[Route], at: datetime) -> frozenset[str]:
         """Return the names of the routes whose streak is long enough, as the ledger does when it records the event."""
         if not self.routes.counts_streaks:
@@ -151,8 +159,9 @@ class Trial:
             return
         was: Sequence[Rule] = ()
         rules: Sequence[Rule] = ()
-        if flytes.verdict not in {Verdict.DISABLED, Verdict.TOO_MANY_RULES}:
+        if before.records(event, flytes):
             was, _ = before.apply(event, flytes.matched, event.occurred_at)
+        if self._tried.records(event, flytes):
             rules = self._by_routes(event, flytes.matched, event.occurred_at)
         self._add(event, self._recipients(event, was), self._recipients(event, rules), event.occurred_at)
 

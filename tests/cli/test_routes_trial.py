@@ -21,9 +21,9 @@ from dispatcher.model.delivery import Kind
 from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.planner import Planner
-from dispatcher.rules import PlanKey, PlanRules, RouteBook, Rule, RuleBook, Verdict, decide
+from dispatcher.rules import Decision, PlanKey, PlanRules, RouteBook, Rule, RuleBook, Verdict, decide
 from dispatcher.rules.owners import Owners
-from dispatcher.trial import MAX_CHANGES, Trial
+from dispatcher.trial import MAX_CHANGES, RouteTrial, Trial
 from tests.support.builders import NOW, a_launch_plan, a_notification, a_route, a_rule, an_event, some_contacts
 from tests.support.matchers import MATCHERS, events
 from tests.support.terminal import invoke
@@ -136,6 +136,15 @@ def test_a_route_is_unknown_also_for_its_owner_and_for_its_streak() -> None:
         "streak": (3, {"launch_plan": 3}),
         "both": (4, {"mode": 4}),
     }
+
+
+@pytest.mark.parametrize(("rules", "would_be"), [("add", 0), ("replace", 1)])
+def test_too_many_rules_of_flytes_are_rejected_unless_a_route_replaces_them(rules: str, would_be: int) -> None:
+    event = an_event()
+    route = a_route("all", rules=rules)
+    trial = Trial(PLANNER, RuleBook({}, RouteBook((route,))))
+    trial.add_event(event, Decision(Verdict.TOO_MANY_RULES, "too many"), RouteTrial(PLANNER, RouteBook()))
+    assert (trial.as_data()["notifications"]["was"], trial.as_data()["notifications"]["would_be"]) == (0, would_be)
 
 
 def test_notices_about_dead_deliveries_are_not_counted() -> None:

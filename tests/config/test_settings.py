@@ -210,7 +210,9 @@ def test_owners_may_have_any_principals_in_their_map(tmp_path: Path) -> None:
 
 
 def test_a_contact_has_recipients_on_each_channel_and_may_include_others(tmp_path: Path) -> None:
-    text = "contacts: {' ml ': {slack: ['#ml', '#ops'], email: 'a@x.com, b@x.com', include: on-call}, on-call: {teams: [x]}}"
+    text = (
+        "contacts: {ml: {slack: ['#ml', '#ops'], email: 'a@x.com, b@x.com', include: on-call}, on-call: {teams: [x]}}"
+    )
     contacts = load(written(tmp_path, text)).contact_sections
     assert {name: (one.recipients, one.include) for name, one in contacts.items()} == {
         "ml": (
