@@ -123,7 +123,8 @@ def who(
         _print(forecast)
     if not forecast.known:
         hint = forecast.hint and f"; {forecast.hint}"
-        write_line(f"dispatcher: there are no rules for launch plan {forecast.plan}{hint}", err=True)
+        but = ", but routes apply to it" if forecast.notified else ""
+        write_line(f"dispatcher: there are no rules for launch plan {forecast.plan}{but}{hint}", err=True)
         if not forecast.notified:
             raise typer.Exit(1)
 

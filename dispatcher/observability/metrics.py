@@ -350,7 +350,8 @@ class Metrics:
         )
         self._routes = self._gauge("routes", "Routes in effect.")
         self._rule_problems = self._gauge(
-            "rule_problems", "Invalid files and rules in the rule files; the last valid rules stay in effect."
+            "rule_problems",
+            "Invalid launch plan files, route files, rules and routes; the last valid ones stay in effect.",
         )
         self._loop_delay = self._gauge("loop_delay_seconds", "How late the event loop ran its last heartbeat.")
         self._clock_offset = self._gauge(

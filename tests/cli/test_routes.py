@@ -164,7 +164,7 @@ async def test_rules_who_says_which_routes_match_and_what_the_others_depend_on(c
     assert answer.status == 0
     for words in ("#ops", "all its conditions hold", "unless labels.tier is 3", "last (", "nobody"):
         assert words in answer.out
-    assert "there are no rules for launch plan" in answer.err
+    assert answer.err.endswith("for launch plan flytesnacks/production/train, but routes apply to it\n")
     answer = await invoke("rules", "who", "flytesnacks/staging/train", "--config", config)
     assert (answer.status, answer.out) == (1, "")
 
