@@ -259,7 +259,8 @@ class Evaluator:
         """
         matched = decision.matched
         planned = [self.planner.plan(event, matched, now=now)]
-        planned += [self.planner.plan_route(event, matched, route.rules, now=now) for route in decision.waiting]
+        if decision.waiting:
+            planned += self.planner.plan_routes(event, matched, [route.rules for route in decision.waiting], now=now)
         filled = iter(self.contents.fill(event, [delivery for several in planned for delivery in several]))
         deliveries, *of_routes = [tuple(islice(filled, len(several))) for several in planned]
         routes = [

@@ -6,10 +6,10 @@ its recipients, and gets the highest severity that one of them gives.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from channels.contract import UnknownRecipient
@@ -38,7 +38,7 @@ MAX_AHEAD = timedelta(minutes=1)
 
 
 @dataclass(slots=True)
-class _Named:
+class Named:
     """Somebody to notify, and why."""
 
     target: Target
@@ -82,18 +82,31 @@ class EventPlan:
     def __post_init__(self) -> None:
         self._event = self.event.key
 
-    def add_rules(self, rules: Sequence[Rule], only: AbstractSet[Cause] = frozenset()) -> None:
-        """Add the deliveries that the matched rules ask for. `only`: add those to whom one of these rules names."""
-        named: dict[tuple[str, str], _Named] = {}
-        for place, rule in enumerate(rules):
+    def add_rules(
+        self, rules: Sequence[Rule], beside: Mapping[Hashable, Named] = MappingProxyType({}), first: int = 0
+    ) -> None:
+        """Add the deliveries that the matched rules ask for.
+
+        `beside`: whom rules before these name (`named_by`), and `first` their number. Whom these rules name too, these
+        rules' deliveries notify for both.
+        """
+        self._add_messages(self.named_by(rules, beside, first).values())
+
+    def named_by(
+        self, rules: Sequence[Rule], beside: Mapping[Hashable, Named] = MappingProxyType({}), first: int = 0
+    ) -> dict[Hashable, Named]:
+        """Return whom the rules name, each address once. `beside`, `first`: as in `add_rules`."""
+        named: dict[Hashable, Named] = {}
+        for place, rule in enumerate(rules, start=first):
             for channel, recipient in self.planner.recipients(rule):
                 one = self._named(channel, recipient)
-                earlier = named.setdefault(one.key, one)
-                if earlier is one:
+                if (earlier := named.get(one.key)) is None:
                     one.place, one.template = place, rule.notification.template
+                    before = beside.get(one.key)
+                    earlier = one if before is None else replace(before, causes=dict(before.causes))
+                    named[one.key] = earlier
                 earlier.name(rule)
-        wanted = named.values()
-        self._add_messages([one for one in wanted if not only.isdisjoint(one.causes)] if only else wanted)
+        return named
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
         """Add deliveries on the fallback channel, for those of the delivery's recipients that this channel knows."""
@@ -164,22 +177,22 @@ class EventPlan:
         self._registered.add(pair)
         return True
 
-    def _named(self, channel: str, recipient: str) -> _Named:
+    def _named(self, channel: str, recipient: str) -> Named:
         try:
             target = self.planner.target(channel, recipient)
         except UnknownRecipient as error:
-            return _Named(Target(channel, recipient, ""), undeliverable=error.reason)
+            return Named(Target(channel, recipient, ""), undeliverable=error.reason)
         options = self.planner.contacts.options(target.channel, target.address)
-        return _Named(target, options, options.severity)
+        return Named(target, options, options.severity)
 
-    def _add_messages(self, named: Iterable[_Named]) -> None:
-        messages: dict[Hashable, list[_Named]] = {}
+    def _add_messages(self, named: Iterable[Named]) -> None:
+        messages: dict[Hashable, list[Named]] = {}
         for one in named:
             messages.setdefault(self._shared_by(one), []).append(one)
         for together in messages.values():
             self._add_message(together)
 
-    def _shared_by(self, one: _Named) -> Hashable:
+    def _shared_by(self, one: Named) -> Hashable:
         """Return what those have in common who share a message."""
         channel, recipient, _ = one.target
         if one.undeliverable or channel not in self.planner.grouped:
@@ -187,7 +200,7 @@ class EventPlan:
         template_set = self.planner.template_set(self.event, recipient, one.options.templates)
         return one.place, channel, template_set, one.options.timezone, one.severity
 
-    def _add_message(self, together: Sequence[_Named]) -> None:
+    def _add_message(self, together: Sequence[Named]) -> None:
         delivery = self._delivery(together)
         if delivery.channel in self.planner.with_own_template:
             delivery = delivery._replace(template=together[0].template)
@@ -218,7 +231,7 @@ class EventPlan:
         """
         return time_prefixed(delivery_key(self._event, kind, addresses), self.event.occurred_at)
 
-    def _delivery(self, together: Sequence[_Named]) -> Delivery:
+    def _delivery(self, together: Sequence[Named]) -> Delivery:
         """Return the delivery to those who share a message."""
         first = together[0]
         channel, dead = first.target.channel, first.undeliverable

@@ -85,17 +85,21 @@ class Planner:
         event_plan.add_rules(rules)
         return self._with_fallback_notices(event_plan)
 
-    def plan_route(
-        self, event: Event, rules: Sequence[Rule], route: Sequence[Rule], *, now: datetime
-    ) -> tuple[Delivery, ...]:
-        """Return the deliveries to all whom the route names, as they are if it fires beside the matched rules.
+    def plan_routes(
+        self, event: Event, rules: Sequence[Rule], routes: Iterable[Sequence[Rule]], *, now: datetime
+    ) -> list[tuple[Delivery, ...]]:
+        """Return for each route the deliveries to all whom it names, as they are if it fires beside the matched rules.
 
-        `route`: the route's rules. A delivery also lists the matched rules that name its recipients, and has the highest
-        severity that one of them gives.
+        `routes`: the rules of each route. A delivery also lists the matched rules that name its recipients, and has the
+        highest severity that one of them gives.
         """
-        event_plan = EventPlan(self, event, now)
-        event_plan.add_rules([*rules, *route], only={rule.cause for rule in route})
-        return self._with_fallback_notices(event_plan)
+        named = EventPlan(self, event, now).named_by(rules)
+        planned = []
+        for route in routes:
+            event_plan = EventPlan(self, event, now)
+            event_plan.add_rules(route, named, len(rules))
+            planned.append(self._with_fallback_notices(event_plan))
+        return planned
 
     def streak(self, event: Event, routes: Sequence[StreakRoute], *, now: datetime) -> StreakEvent | None:
         """Return what the event means for its launch plan's streak; None if nothing, or if it does not name the launch

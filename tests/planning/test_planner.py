@@ -99,6 +99,33 @@ def test_a_delivery_lists_every_rule_that_names_one_of_its_recipients_once() -> 
     ]
 
 
+def test_the_deliveries_of_a_route_stand_beside_those_of_the_rules_which_are_looked_up_once() -> None:
+    asked: list[str] = []
+
+    def address(recipient: str) -> str:
+        asked.append(recipient)
+        return recipient.lower()
+
+    planner = Planner({"email": address}, {}, grouped=frozenset({"email"}), with_own_template=frozenset({"email"}))
+    notification = a_notification(*(f"p{number}@x.com" for number in range(300))).model_copy(update={"template": "own"})
+    routes = [
+        [Rule(a_notification(f"P{number}@x.com", f"new{number}@x.com"), "here", f"r{number}", "critical")]
+        for number in range(50)
+    ]
+    planned = planner.plan_routes(an_event(), [Rule(notification, "plan")], routes, now=NOW)
+    assert len(asked) == 300 + 2 * 50
+    assert [
+        [(one.recipients, one.template, one.severity, [cause.defined_at for cause in one.rules]) for one in several]
+        for several in planned
+    ] == [
+        [
+            ((f"p{number}@x.com",), "own", "critical", ["plan", "here"]),
+            ((f"new{number}@x.com",), None, "critical", ["here"]),
+        ]
+        for number in range(50)
+    ]
+
+
 def test_a_recipient_that_the_channel_does_not_know_goes_to_its_fallback() -> None:
     assert planned(a_rule("#dev", "who@x.com", channel="slack")) == [
         ("slack", ("C1",), WAITING),
