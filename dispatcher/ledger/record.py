@@ -187,6 +187,8 @@ def _event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
         "facts": EncodedJson(event.model_dump_json(exclude_defaults=True).encode()),
         "considered": list(entry.considered),
         "rules_version": entry.rules_version,
+        "cause": entry.cause,
+        "cause_name": entry.cause_name,
     }
 
 

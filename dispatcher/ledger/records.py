@@ -47,6 +47,10 @@ class RecordedEvent:
     """The execution's owner, if routes name the owner, who is not known; else None."""
     rules_version: str = ""
     """A hash of the rule files by which the event was decided; empty if there were none."""
+    cause: str = ""
+    """The fingerprint of the error, such as `v1:5f0c2a9d81e4b637`; empty if the event has no error."""
+    cause_name: str = ""
+    """A short name of the cause for people; empty if the event has no error."""
     kind: str = ""
     """The message's type (`decode.type_label`), a label of the metrics. The ledger does not store it."""
     span: Span = NO_SPAN
@@ -79,6 +83,10 @@ class StoredEvent:
     """The evaluated rules, each with the keys name, defined_at, phases, channel, recipients, matched and reason."""
     rules_version: str = ""
     """A hash of the rule files by which the event was decided; empty if there were none."""
+    cause: str = ""
+    """The fingerprint of the error; empty if the event has no error."""
+    cause_name: str = ""
+    """A short name of the cause; empty if the event has no error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

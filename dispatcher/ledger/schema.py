@@ -28,6 +28,7 @@ from dispatcher.ledger.column_types import (
 )
 from dispatcher.ledger.records import Deed
 from dispatcher.model.delivery import DropReason, Kind, State
+from dispatcher.model.hold import HoldReason, Then
 
 metadata = MetaData(
     naming_convention={
@@ -55,9 +56,12 @@ events = Table(
     Column("facts", CompressedJson, nullable=False),
     Column("considered", CompressedJson, nullable=False),
     Column("rules_version", NullIfEmpty(16)),
+    Column("cause", NullIfEmpty(64)),
+    Column("cause_name", NullIfEmpty(200)),
     Index("ix_events_name", "name", info={"only": "postgresql"}),  # SQLite does not need it: see `search.has_name`
     Index("ix_events_launch_plan", "launch_plan", "recorded_at"),
     Index("ix_events_recorded_at", "recorded_at"),
+    Index("ix_events_cause", "cause", "recorded_at", sqlite_where=text("cause IS NOT NULL")),
 )
 
 checkpoints = Table(
@@ -81,7 +85,7 @@ deliveries = Table(
     "deliveries",
     metadata,
     Column("key", String(64), primary_key=True),
-    Column("event", String(1024), ForeignKey("events.key"), nullable=False),
+    Column("event", NullIfEmpty(1024), ForeignKey("events.key")),
     Column("channel", String(32), nullable=False),
     Column("recipients", StringList, nullable=False),
     Column("addresses", StringList, nullable=False),
@@ -107,6 +111,12 @@ deliveries = Table(
     Column("slot_reserved", Boolean, nullable=False),
     Column("occurred_at", UtcTime, nullable=False),
     Column("trace", NullIfEmpty(600)),
+    Column("hold", OneOf(HoldReason, 8)),
+    Column("held_by", NullIfEmpty(255)),
+    Column("held_since", UtcTime),
+    Column("hold_then", OneOf(Then, 8)),
+    Column("note", NullIfEmpty(1000)),
+    Column("included_in", NullIfEmpty(64)),
     Index("ix_deliveries_event", "event"),
     # The migrations make these indexes partial on PostgreSQL too. `postgresql_where` is not used here, because it would
     # import SQLAlchemy's PostgreSQL dialect.
@@ -150,6 +160,16 @@ deliveries = Table(
     ),
     Index("ix_deliveries_state_created_at", "state", "created_at"),
     Index("ix_deliveries_content", "content"),
+    Index(
+        "ix_deliveries_held",
+        "due_at",
+        sqlite_where=text("hold IS NOT NULL AND state = 'waiting'"),
+    ),
+    Index(
+        "ix_deliveries_included_in",
+        "included_in",
+        sqlite_where=text("included_in IS NOT NULL"),
+    ),
 )
 
 delivery_recipients = Table(
@@ -213,6 +233,40 @@ destinations = Table(
     Column("failures", Integer, nullable=False),
 )
 """The state of each destination: its rate limit, its pause and its failures (`dispatcher/model/rate_limit.py`)."""
+
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("matcher", CompressedJson, nullable=False),
+    Column("author", ForeignText, nullable=False),
+    Column("reason", ForeignText, nullable=False),
+    Column("starts_at", UtcTime, nullable=False),
+    Column("ends_at", UtcTime, nullable=False),
+    Column("at_end", OneOf(Then, 8), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("begun", Boolean, nullable=False),
+    Index("ix_silences_ends_at", "ends_at"),
+)
+"""The silences. `at_end`: what becomes of what it holds. `begun`: what waited at its start was held."""
+
+silences_version = Table("silences_version", metadata, Column("version", BigInteger, nullable=False))
+"""Has one row: how often silences were changed. A transaction that records goes by the silences of one version."""
+
+digests = Table(
+    "digests",
+    metadata,
+    Column("channel", String(32), primary_key=True),
+    Column("address", String(512), primary_key=True),
+    Column("recent", CompressedJson, nullable=False),
+    Column("opened_at", UtcTime),
+    Column("closes_at", UtcTime),
+    Column("options", CompressedJson, nullable=False),
+    Column("first_key", NullIfEmpty(64)),
+    Index("ix_digests_closes_at", "closes_at", sqlite_where=text("closes_at IS NOT NULL")),
+)
+"""The addresses whose contact has digests, and how many messages each got (`holding/digests.py`). `opened_at`,
+`closes_at`: NULL if no digest is open. `first_key`: the key of the message with which the burst began."""
 
 refusals = Table(
     "refusals",

@@ -5,6 +5,7 @@ dead --redrive--> waiting
 waiting, not leased --retry now--> waiting, due now
 waiting, not leased --cancel--> dropped
 dead --dismiss--> dropped
+waiting, not leased --hold--> waiting, held --release--> waiting | dropped
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from channels.contract import (
     UnknownRecipient,
 )
 from dispatcher.model.event import ExecutionId
+from dispatcher.model.hold import DigestOptions, HoldReason, Quiet, Then
 from dispatcher.model.retry import RetryPolicy
 
 STUMBLED = "internal error"
@@ -65,6 +67,12 @@ class DropReason(StrEnum):
     """An operator cancelled it while it waited."""
     DISMISSED = "dismissed"
     """An operator dismissed it when it was dead."""
+    SILENCE = "silence"
+    """A silence dropped it, or the summary at the silence's end tells of it (`Delivery.included_in`)."""
+    WINDOW = "window"
+    """The summary at the end of quiet hours tells of it."""
+    DIGEST = "digest"
+    """A digest tells of it."""
 
 
 class Kind(StrEnum):
@@ -82,6 +90,10 @@ class Kind(StrEnum):
     """The provider accepts messages again after that, to the same recipients."""
     CHANGE_EVENT = "change_event"
     """The first run of a launch plan in a new version."""
+    SUMMARY = "summary"
+    """What was held back for the recipient and is not sent singly. It belongs to no event."""
+    DIGEST = "digest"
+    """The members of one digest. It belongs to no event."""
 
 
 class Cause(NamedTuple):
@@ -116,7 +128,8 @@ class Delivery(NamedTuple):
     """Identifies the delivery; the key is the same at every attempt. The mail's Message-ID and the Slack message's
     metadata contain it. If the delivery has no thread, the key is also PagerDuty's dedup key."""
     event: str
-    """The key of the event that caused the delivery."""
+    """The key of the event that caused the delivery. Empty for a digest and a summary, and for a notice that one of
+    these is dead."""
     channel: str
     recipients: tuple[str, ...]
     """The recipients as the rule names them."""
@@ -131,9 +144,9 @@ class Delivery(NamedTuple):
     created_at: datetime
     due_at: datetime
     """Workers make no attempt before this time. While the delivery is claimed, this is the time at which the lease
-    ends."""
+    ends; while it is held, the time at which the hold ends."""
     retry_window_start: datetime
-    """When the delivery was created, or last redriven. The retry deadline counts from this time."""
+    """When the delivery was created, last redriven, or released from a hold. The retry deadline counts from this time."""
     occurred_at: datetime
     """When the execution entered the phase that the event reports."""
     state: State = State.WAITING
@@ -178,6 +191,24 @@ class Delivery(NamedTuple):
     opens_thread: bool = False
     """True if, when a worker claimed the delivery, its thread had no other delivery and its subject had not been well
     since. The ledger does not store this field."""
+    hold: HoldReason | None = None
+    """What holds the delivery back. None if nothing does, or does any more; a delivery that was dropped at the end of its
+    hold keeps it."""
+    held_by: str = ""
+    """The silence's id, whose quiet hours they are, or the digest's id; empty if `hold` is None."""
+    held_since: datetime | None = None
+    """When the delivery was first held. It stays when the hold ends, so that the wait does not count as a lag."""
+    hold_then: Then | None = None
+    """What becomes of the delivery at the end of its hold; None if `hold` is None."""
+    note: str = ""
+    """What the message says beside its content, such as `held 22:00-07:00`. Set at the release."""
+    included_in: str = ""
+    """The key of the delivery that tells of this one: a digest, a summary, or the newest failure of the same launch plan
+    where the channel pages. Empty if there is none."""
+    quiet: Quiet | None = None
+    """The quiet hours that hold the delivery when it is planned. The ledger does not store this field."""
+    digest: DigestOptions | None = None
+    """The digest options of the address's contact. The ledger does not store this field."""
     blocks_thread: bool = False
     """True if, when a worker claimed the delivery, another delivery of its thread waited for it. The ledger does not
     store this field."""

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_e7ed6fe6"
+revision = "0001_1e521d14"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -17,6 +17,10 @@ _DEAD = sa.text("state = 'dead'")
 _HAS_THREAD = sa.text("thread IS NOT NULL")
 _WAITING_WITH_THREAD = sa.text("state = 'waiting' AND thread IS NOT NULL")
 _HAS_SUBJECT = sa.text("subject IS NOT NULL")
+_CAUSE = sa.text("cause IS NOT NULL")
+_HELD = sa.text("hold IS NOT NULL AND state = 'waiting'")
+_INCLUDED = sa.text("included_in IS NOT NULL")
+_OPEN = sa.text("closes_at IS NOT NULL")
 
 # Triggers keep `delivery_recipients` up to date. SQLite runs a trigger once for each row, which is slow for inserts, so
 # SQLite has a trigger only for deletions. On SQLite, the ledger itself inserts the rows of this table
@@ -88,12 +92,15 @@ def upgrade() -> None:
         sa.Column("facts", sa.LargeBinary, nullable=False),
         sa.Column("considered", sa.LargeBinary, nullable=False),
         sa.Column("rules_version", sa.String(16)),
+        sa.Column("cause", sa.String(64)),
+        sa.Column("cause_name", sa.String(200)),
         sa.PrimaryKeyConstraint("key", name="pk_events"),
     )
     if op.get_context().dialect.name == "postgresql":  # on SQLite, `search.has_name` needs no index
         op.create_index("ix_events_name", "events", ["name"])
     op.create_index("ix_events_launch_plan", "events", ["launch_plan", "recorded_at"])
     op.create_index("ix_events_recorded_at", "events", ["recorded_at"])
+    op.create_index("ix_events_cause", "events", ["cause", "recorded_at"], sqlite_where=_CAUSE, postgresql_where=_CAUSE)
     op.create_table(
         "checkpoints",
         sa.Column("name", sa.String(32), nullable=False),
@@ -109,7 +116,7 @@ def upgrade() -> None:
     op.create_table(
         "deliveries",
         sa.Column("key", sa.String(64), nullable=False),
-        sa.Column("event", sa.String(1024), nullable=False),
+        sa.Column("event", sa.String(1024)),
         sa.Column("channel", sa.String(32), nullable=False),
         sa.Column("recipients", sa.Text, nullable=False),
         sa.Column("addresses", sa.Text, nullable=False),
@@ -135,6 +142,12 @@ def upgrade() -> None:
         sa.Column("slot_reserved", sa.Boolean, nullable=False),
         sa.Column("occurred_at", _TIME, nullable=False),
         sa.Column("trace", sa.String(600)),
+        sa.Column("hold", sa.String(8)),
+        sa.Column("held_by", sa.String(255)),
+        sa.Column("held_since", _TIME),
+        sa.Column("hold_then", sa.String(8)),
+        sa.Column("note", sa.String(1000)),
+        sa.Column("included_in", sa.String(64)),
         sa.PrimaryKeyConstraint("key", name="pk_deliveries"),
         sa.ForeignKeyConstraint(["event"], ["events.key"], name="fk_deliveries_event"),
         sa.ForeignKeyConstraint(["content"], ["contents.content_hash"], name="fk_deliveries_content"),
@@ -184,6 +197,14 @@ def upgrade() -> None:
     )
     op.create_index("ix_deliveries_state_created_at", "deliveries", ["state", "created_at"])
     op.create_index("ix_deliveries_content", "deliveries", ["content"])
+    op.create_index("ix_deliveries_held", "deliveries", ["due_at"], sqlite_where=_HELD, postgresql_where=_HELD)
+    op.create_index(
+        "ix_deliveries_included_in",
+        "deliveries",
+        ["included_in"],
+        sqlite_where=_INCLUDED,
+        postgresql_where=_INCLUDED,
+    )
     op.create_table(
         "delivery_recipients",
         sa.Column("recipient", sa.String(320), nullable=False),
@@ -230,6 +251,34 @@ def upgrade() -> None:
         sa.Column("failures", sa.Integer, nullable=False),
         sa.PrimaryKeyConstraint("channel", "name", name="pk_destinations"),
     )
+    op.create_table(
+        "silences",
+        sa.Column("id", sa.String(32), nullable=False),
+        sa.Column("matcher", sa.LargeBinary, nullable=False),
+        sa.Column("author", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("starts_at", _TIME, nullable=False),
+        sa.Column("ends_at", _TIME, nullable=False),
+        sa.Column("at_end", sa.String(8), nullable=False),
+        sa.Column("created_at", _TIME, nullable=False),
+        sa.Column("begun", sa.Boolean, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_silences"),
+    )
+    op.create_index("ix_silences_ends_at", "silences", ["ends_at"])
+    op.create_table("silences_version", sa.Column("version", sa.BigInteger, nullable=False))
+    op.execute("INSERT INTO silences_version (version) VALUES (0)")
+    op.create_table(
+        "digests",
+        sa.Column("channel", sa.String(32), nullable=False),
+        sa.Column("address", sa.String(512), nullable=False),
+        sa.Column("recent", sa.LargeBinary, nullable=False),
+        sa.Column("opened_at", _TIME),
+        sa.Column("closes_at", _TIME),
+        sa.Column("options", sa.LargeBinary, nullable=False),
+        sa.Column("first_key", sa.String(64)),
+        sa.PrimaryKeyConstraint("channel", "address", name="pk_digests"),
+    )
+    op.create_index("ix_digests_closes_at", "digests", ["closes_at"], sqlite_where=_OPEN, postgresql_where=_OPEN)
     op.create_table(
         "refusals",
         sa.Column("channel", sa.String(32), nullable=False),
