@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dispatcher.clock import Clock
-from dispatcher.explain import Explanation, of_cause
-from dispatcher.model.delivery import Cause, Delivery, State
+from dispatcher.explain import Explanation, refers_to
+from dispatcher.model.delivery import Delivery, RuleRef, State
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.nearest import nearest
@@ -175,8 +175,8 @@ def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
     """Return why a delivery would be sent, or why it would be dead."""
     recipients = {recipient.casefold() for recipient in delivery["recipients"]}
     given: list[str] = []
-    for cause in delivery["rules"]:  # all rules of a route have the same place
-        rules = [rule for rule in explanation.rules if rule["matched"] and of_cause(rule, cause)]
+    for ref in delivery["rules"]:  # all rules of a route have the same place
+        rules = [rule for rule in explanation.rules if rule["matched"] and refers_to(rule, ref)]
         naming = [rule for rule in rules if recipients & {name.casefold() for name in rule["recipients"]}]
         given += [rule["reason"] for rule in naming or [rule for rule in rules if not rule["channel"]] or rules]
     return str(delivery["reason"] or "; ".join(dict.fromkeys(given)))
@@ -201,7 +201,7 @@ def _to_owner_data(rule: Rule) -> dict[str, Any]:
         "recipients": [OWNER],
         "state": PLANNED,
         "reason": "",
-        "rules": [Cause(rule.name, rule.defined_at, owner=True)._asdict()],
+        "rules": [RuleRef(rule.name, rule.defined_at, owner=True)._asdict()],
         "addresses": [],
         "severity": rule.severity,
     }

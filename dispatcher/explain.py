@@ -12,7 +12,7 @@ from typing import Any
 
 from dispatcher.ledger import Action, Attempt, Filter, Ledger, Rejected, StoredDelivery, StoredEvent
 from dispatcher.ledger.records import EventSummary, RejectedSummary
-from dispatcher.model.delivery import Cause
+from dispatcher.model.delivery import RuleRef
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.owner import FoundBy
 from dispatcher.rules import disabled_by_of
@@ -105,36 +105,34 @@ def _rejected(entry: Rejected, execution: ExecutionId) -> Explanation:
     )
 
 
-def causes_text(delivery: Mapping[str, Any]) -> str:
+def rules_text(delivery: Mapping[str, Any]) -> str:
     """Return the rules that named a delivery's recipients, or why the delivery was created, in words.
 
     `delivery`: as `delivery_data` or a dry run returns it.
     """
-    return ", ".join(str(Cause(**rule)) for rule in delivery["rules"])
+    return ", ".join(str(RuleRef(**rule)) for rule in delivery["rules"])
 
 
-def of_cause(rule: Mapping[str, Any], cause: Mapping[str, Any]) -> bool:
-    """True if an evaluated rule may be a delivery's cause. Both are JSON data."""
+def refers_to(rule: Mapping[str, Any], ref: Mapping[str, Any]) -> bool:
+    """True if a delivery's rule reference may mean the evaluated rule. Both are JSON data."""
     to_owner = rule["owner"] is not None and FoundBy(rule["owner"]["found_by"]).known
-    return bool(rule["defined_at"] == cause["defined_at"] and to_owner == cause["owner"])
+    return bool(rule["defined_at"] == ref["defined_at"] and to_owner == ref["owner"])
 
 
-def causes_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> list[int | str]:
-    """Return the numbers of the evaluated rules that named a delivery's recipients, from 1. A cause that is no
-    evaluated rule is given in words.
+def rules_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> list[int | str]:
+    """Return the numbers of the evaluated rules that named a delivery's recipients, from 1. What is no evaluated
+    rule is given in words.
 
     All rules of a route have the same place. Of these, the ones count that name a recipient; or else, for a contact's
     recipient, those that name contacts, which have no channel.
     """
     found: list[int | str] = []
     recipients = {recipient.casefold() for recipient in delivery["recipients"]}
-    for cause in delivery["rules"]:
-        at = cause["defined_at"]
-        here = [(number, rule) for number, rule in enumerate(rules, start=1) if rule["defined_at"] == at]
-        places = [one for one in here if of_cause(one[1], cause)] or here  # none: notified instead of the owner
+    for ref in delivery["rules"]:
+        places = [(number, rule) for number, rule in enumerate(rules, start=1) if refers_to(rule, ref)]
         naming = [number for number, rule in places if recipients & {one.casefold() for one in rule["recipients"]}]
         of_contacts = [number for number, rule in places if not rule["channel"]]
-        found += naming or of_contacts or [number for number, _ in places[:1]] or [str(Cause(**cause))]
+        found += naming or of_contacts or [number for number, _ in places[:1]] or [str(RuleRef(**ref))]
     return list(dict.fromkeys(found))
 
 

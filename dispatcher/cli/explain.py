@@ -215,7 +215,7 @@ def _print_event(explanation: Explanation) -> None:
 
 
 def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
-    from dispatcher.model.delivery import Cause
+    from dispatcher.model.delivery import RuleRef
 
     write_table(
         ("RULE", "MATCHED", "CHANNEL", "RECIPIENTS", "PHASES", "REASON", "DEFINED AT"),
@@ -227,7 +227,7 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
                 ", ".join(rule["recipients"]),
                 ", ".join(rule["phases"]),
                 rule["reason"],
-                str(Cause(rule["name"], rule["defined_at"])),
+                str(RuleRef(rule["name"], rule["defined_at"])),
             )
             for number, rule in enumerate(rules, start=1)
         ],
@@ -237,7 +237,7 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 
 def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> None:
     """Print each delivery with the numbers of the rules that named it."""
-    from dispatcher.explain import causes_among
+    from dispatcher.explain import rules_among
 
     if not deliveries:
         write_line("no notifications")
@@ -250,8 +250,8 @@ def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[M
         reason = delivery["reason"] if delivery["reason"] not in told else ""
         answer = "\n".join(filter(None, (attempts_text(attempts), reason, waits and f"waits for {waits}")))
         recipients = ", ".join(delivery["recipients"])
-        causes = ", ".join(map(str, causes_among(delivery, rules)))
-        rows.append((causes, state_text(delivery["state"]), delivery["channel"], recipients, answer))
+        naming = ", ".join(map(str, rules_among(delivery, rules)))
+        rows.append((naming, state_text(delivery["state"]), delivery["channel"], recipients, answer))
     write_table(("RULES", "STATE", "CHANNEL", "TO", "ANSWER"), rows, head=4)
     actions = {(action["at"], action["what"]): action for one in deliveries for action in one.get("actions", ())}
     if actions:

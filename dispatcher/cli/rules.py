@@ -179,6 +179,6 @@ def _print(forecast: LaunchPlanForecast) -> None:
 
 
 def _row(phase: str, delivery: Mapping[str, Any], reason: str) -> tuple[Any, ...]:
-    from dispatcher.explain import causes_text
+    from dispatcher.explain import rules_text
 
-    return phase, delivery["channel"], ", ".join(delivery["recipients"]), reason, causes_text(delivery)
+    return phase, delivery["channel"], ", ".join(delivery["recipients"]), reason, rules_text(delivery)

@@ -79,7 +79,7 @@ class FollowUps:
 
         `unknown`: dead deliveries of one event, to recipients that the channel does not know.
         """
-        owners = [delivery for delivery in unknown if any(cause.owner for cause in delivery.rules)]
+        owners = [delivery for delivery in unknown if any(rule.owner for rule in delivery.rules)]
         history = self.options.ledger.history
         if not owners or (event := await history.event(owners[0].event)) is None:
             return (), None

@@ -15,7 +15,7 @@ from dispatcher.ledger.engine import RollBack
 from dispatcher.ledger.record import record
 from dispatcher.ledger.records import RecordedEvent, Rejected, Settlement
 from dispatcher.ledger.settle import settle
-from dispatcher.model.delivery import Cause, Delivery, NewVersion, Sent, Success, delivery_key, thread_key
+from dispatcher.model.delivery import Delivery, NewVersion, RuleRef, Sent, Success, delivery_key, thread_key
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId, Options
 from dispatcher.model.notification import Notification
 from dispatcher.model.owner import UnresolvedOwner
@@ -153,7 +153,7 @@ def _delivery(event: Event, channel: str, plan: EntityId | None, now: datetime) 
         recipients=recipients,
         addresses=(event.execution.name,),
         content={"text": _TEXT},
-        rules=(Cause(_TEXT, _TEXT),),
+        rules=(RuleRef(_TEXT, _TEXT),),
         created_at=now,
         due_at=_FIRST,
         retry_window_start=now,

@@ -14,7 +14,7 @@ import orjson
 from sqlalchemy import DateTime, Dialect, LargeBinary, String, Text, TypeDecorator
 from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
-from dispatcher.model.delivery import Cause
+from dispatcher.model.delivery import RuleRef
 
 _MIN_COMPRESSED_BYTES = 4096
 _LZ4 = b"\x04"
@@ -192,29 +192,29 @@ def _strings_from_text(value: str) -> tuple[str, ...]:
     return tuple(orjson.loads(value))
 
 
-class CauseList(TypeDecorator[tuple[Cause, ...]]):
+class RuleRefList(TypeDecorator[tuple[RuleRef, ...]]):
     """Column type for a delivery's rules, stored as a JSON list of pairs: a name and a place."""
 
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: tuple[Cause, ...] | None, dialect: Dialect) -> str | None:
+    def process_bind_param(self, value: tuple[RuleRef, ...] | None, dialect: Dialect) -> str | None:
         del dialect
-        return None if value is None else _causes_to_text(value)
+        return None if value is None else _rule_refs_to_text(value)
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[Cause, ...] | None:
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[RuleRef, ...] | None:
         del dialect
-        return None if value is None else _causes_from_text(value)
+        return None if value is None else _rule_refs_from_text(value)
 
 
 @lru_cache(_CACHED)
-def _causes_to_text(value: tuple[Cause, ...]) -> str:
+def _rule_refs_to_text(value: tuple[RuleRef, ...]) -> str:
     return to_json([tuple(one) for one in value]).decode()
 
 
 @lru_cache(_CACHED)
-def _causes_from_text(value: str) -> tuple[Cause, ...]:
-    return tuple(Cause(*one) for one in orjson.loads(value))
+def _rule_refs_from_text(value: str) -> tuple[RuleRef, ...]:
+    return tuple(RuleRef(*one) for one in orjson.loads(value))
 
 
 class KeyList(TypeDecorator[Sequence[str]]):

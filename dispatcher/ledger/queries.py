@@ -84,10 +84,10 @@ class Queries:
         async with self._database.reading() as connection:
             return await _count(connection, some)
 
-    async def causes(self, wanted: Filter, *, limit: int) -> tuple[Count, Sequence[tuple[str, str, int]]]:
+    async def reasons(self, wanted: Filter, *, limit: int) -> tuple[Count, Sequence[tuple[str, str, int]]]:
         """Count the deliveries that match the filter, up to `MAX_COUNT`, and say why they are dead.
 
-        Returns their number, and up to `limit` causes, most frequent first, as (channel, cause, number of deliveries).
+        Returns their number, and up to `limit` reasons, most frequent first, as (channel, reason, number of deliveries).
         """
         matching = select(deliveries.c.channel, deliveries.c.reason).where(*conditions(wanted))
         some = matching.limit(MAX_COUNT + 1).subquery()

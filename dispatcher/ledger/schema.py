@@ -18,11 +18,11 @@ from sqlalchemy import (
 from sqlalchemy.sql import text
 
 from dispatcher.ledger.column_types import (
-    CauseList,
     CompressedJson,
     ForeignText,
     NullIfEmpty,
     OneOf,
+    RuleRefList,
     StringList,
     UtcTime,
 )
@@ -90,7 +90,7 @@ deliveries = Table(
     Column("recipients", StringList, nullable=False),
     Column("addresses", StringList, nullable=False),
     Column("content", String(64), ForeignKey("contents.content_hash")),
-    Column("rules", CauseList, nullable=False),
+    Column("rules", RuleRefList, nullable=False),
     Column("severity", NullIfEmpty(8)),
     Column("state", OneOf(State, 8), nullable=False),
     Column("reason", ForeignText, nullable=False),

@@ -96,7 +96,7 @@ class Kind(StrEnum):
     """The members of one digest. It belongs to no event."""
 
 
-class Cause(NamedTuple):
+class RuleRef(NamedTuple):
     """A rule that named a delivery's recipients, or what else the delivery was created for."""
 
     name: str
@@ -139,7 +139,7 @@ class Delivery(NamedTuple):
     content: Content | None
     """The message's content. None if it is not rendered yet: the worker renders it at the first claim, and the ledger
     stores it, so that every attempt sends the same message."""
-    rules: tuple[Cause, ...]
+    rules: tuple[RuleRef, ...]
     """All matched rules that named one of the recipients, in the order in which they were decided."""
     created_at: datetime
     due_at: datetime
@@ -287,7 +287,7 @@ class Success:
             recipients=opened.recipients,
             addresses=opened.addresses,
             content=None,
-            rules=(Cause("", f"resolved notice after {opened.event}"),),
+            rules=(RuleRef("", f"resolved notice after {opened.event}"),),
             created_at=self.recorded_at,
             due_at=self.recorded_at,
             retry_window_start=self.recorded_at,
@@ -393,7 +393,7 @@ def _retry_or_give_up(
 
 
 def uncounted(reason: str) -> str:
-    """Return a dead delivery's reason without the number of attempts, so that the same causes can be counted."""
+    """Return a dead delivery's reason without the number of attempts, so that equal reasons can be counted."""
     return _GAVE_UP.sub("", reason, count=1)
 
 

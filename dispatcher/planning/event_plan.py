@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from channels.contract import UnknownRecipient
 from dispatcher.model.delivery import (
-    Cause,
     Delivery,
     Kind,
+    RuleRef,
     State,
     delivery_key,
     execution_subject,
@@ -52,7 +52,7 @@ class Named:
     """The place of the first rule that names the recipient, among the matched rules. That rule makes the message."""
     template: str | None = None
     """That rule's own template."""
-    causes: dict[Cause, None] = field(default_factory=dict)
+    rules: dict[RuleRef, None] = field(default_factory=dict)
     """The rules that name the recipient, each once."""
 
     @property
@@ -63,7 +63,7 @@ class Named:
     def name(self, rule: Rule) -> None:
         """Note that a rule names the recipient."""
         self.severity = highest(self.severity, rule.severity)
-        self.causes[rule.cause] = None
+        self.rules[rule.ref] = None
 
 
 @dataclass(slots=True)
@@ -82,22 +82,10 @@ class EventPlan:
     def __post_init__(self) -> None:
         self._event = self.event.key
 
-    def add_rules(
-        self, rules: Sequence[Rule], beside: Mapping[Hashable, Named] = MappingProxyType({}), first: int = 0
-    ) -> None:
-        """Add the deliveries that the matched rules ask for.
-
-        `beside`: whom rules before these name (`named_by`), and `first` their number. Whom these rules name too, these
-        rules' deliveries notify for both.
-        """
-        self._add_messages(self.named_by(rules, beside, first).values())
-
-    def named_by(
-        self, rules: Sequence[Rule], beside: Mapping[Hashable, Named] = MappingProxyType({}), first: int = 0
-    ) -> dict[Hashable, Named]:
-        """Return whom the rules name, each address once. `beside`, `first`: as in `add_rules`."""
-        named: dict[Hashable, Named] = {}
-        for place, rule in enumerate(rules, start=first):
+    def add_rules(self, rules: Sequence[Rule], only: AbstractSet[RuleRef] = frozenset()) -> None:
+        """Add the deliveries that the matched rules ask for. `only`: add those to whom one of these rules names."""
+        named: dict[tuple[str, str], _Named] = {}
+        for place, rule in enumerate(rules):
             for channel, recipient in self.planner.recipients(rule):
                 one = self._named(channel, recipient)
                 if (earlier := named.get(one.key)) is None:
@@ -106,7 +94,8 @@ class EventPlan:
                     earlier = one if before is None else replace(before, causes=dict(before.causes))
                     named[one.key] = earlier
                 earlier.name(rule)
-        return named
+        wanted = named.values()
+        self._add_messages([one for one in wanted if not only.isdisjoint(one.rules)] if only else wanted)
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
         """Add deliveries on the fallback channel, for those of the delivery's recipients that this channel knows."""
@@ -114,17 +103,17 @@ class EventPlan:
 
     def notify_instead_of_owner(self, delivery: Delivery, contact: str) -> None:
         """Add deliveries to the contact's recipients, because the owner's address does not exist."""
-        causes = [cause._replace(owner=False) for cause in delivery.rules if cause.owner]
-        self._notify_instead(delivery, self.planner.contacts.expand(contact) or (), causes)
+        rules = [rule._replace(owner=False) for rule in delivery.rules if rule.owner]
+        self._notify_instead(delivery, self.planner.contacts.expand(contact) or (), rules)
 
-    def _notify_instead(self, delivery: Delivery, recipients: Iterable[Recipient], causes: Iterable[Cause]) -> None:
+    def _notify_instead(self, delivery: Delivery, recipients: Iterable[Recipient], rules: Iterable[RuleRef]) -> None:
         named = []
         for channel, recipient in recipients:
             one = self._named(channel, recipient)
             if one.undeliverable:
                 continue  # nobody else can be notified, so the recipient's delivery stays dead
             if self.register(one.target):
-                one.causes = dict.fromkeys(causes)
+                one.rules = dict.fromkeys(rules)
                 one.severity = highest(one.severity, delivery.severity)
                 named.append(one)
         self._add_messages(named)
@@ -140,7 +129,7 @@ class EventPlan:
                 # An undeliverable one is already reported: `Planner.unreachable` checks contacts at the start.
                 if one.undeliverable or not self.register(one.target._replace(channel=kind)):
                     continue
-                one.causes = {Cause("", f"channels.{about.channel}.fallback_recipients"): None}
+                one.rules = {RuleRef("", f"channels.{about.channel}.fallback_recipients"): None}
                 notice = self._delivery([one])
                 self.deliveries.append(
                     notice._replace(
@@ -244,7 +233,7 @@ class EventPlan:
             recipients=recipients,
             addresses=addresses,
             content=None,
-            rules=tuple(dict.fromkeys([cause for one in together for cause in one.causes])),
+            rules=tuple(dict.fromkeys([rule for one in together for rule in one.rules])),
             created_at=self.now,
             due_at=self.now,
             retry_window_start=self.now,

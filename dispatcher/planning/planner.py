@@ -93,13 +93,9 @@ class Planner:
         `routes`: the rules of each route. A delivery also lists the matched rules that name its recipients, and has the
         highest severity that one of them gives.
         """
-        named = EventPlan(self, event, now).named_by(rules)
-        planned = []
-        for route in routes:
-            event_plan = EventPlan(self, event, now)
-            event_plan.add_rules(route, named, len(rules))
-            planned.append(self._with_fallback_notices(event_plan))
-        return planned
+        event_plan = EventPlan(self, event, now)
+        event_plan.add_rules([*rules, *route], only={rule.ref for rule in route})
+        return self._with_fallback_notices(event_plan)
 
     def streak(self, event: Event, routes: Sequence[StreakRoute], *, now: datetime) -> StreakEvent | None:
         """Return what the event means for its launch plan's streak; None if nothing, or if it does not name the launch
@@ -191,9 +187,9 @@ class Planner:
         if kind is Kind.ACCEPTED_NOTICE:
             reason = f"{delivery.channel} accepts messages again; those that waited are being sent"
         event_plan.notify_fallback(delivery, reason)
-        cause = f"{delivery.channel} {since.isoformat()}"
+        outage = f"{delivery.channel} {since.isoformat()}"
         return tuple(
-            notice._replace(kind=kind, key=delivery_key(cause, f"{kind} {notice.channel}", notice.addresses))
+            notice._replace(kind=kind, key=delivery_key(outage, f"{kind} {notice.channel}", notice.addresses))
             for notice in event_plan.deliveries
         )
 

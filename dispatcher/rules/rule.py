@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from dispatcher.model.delivery import Cause
+from dispatcher.model.delivery import RuleRef
 from dispatcher.model.notification import Notification
 from dispatcher.rules.owners import OWNER, TO_CONTACTS, Owner
 
@@ -29,9 +29,9 @@ class Rule:
         return self.notification.channel == TO_CONTACTS and self.notification.recipients == (OWNER,)
 
     @property
-    def cause(self) -> Cause:
+    def ref(self) -> RuleRef:
         """What a delivery keeps of the rule if the rule names its recipients."""
-        return Cause(self.name, self.defined_at, owner=self.owner is not None and self.owner.known)
+        return RuleRef(self.name, self.defined_at, owner=self.owner is not None and self.owner.known)
 
     def to(self, owner: Owner) -> Rule:
         """Return the rule for the owner with the owner's recipient. It stays as it is if there is none."""

@@ -15,7 +15,7 @@ from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import load
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
-from dispatcher.explain import causes_among
+from dispatcher.explain import rules_among
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger, Settlement
@@ -241,7 +241,7 @@ async def test_a_contacts_deliveries_have_the_numbers_of_the_rules_that_name_the
         ("email", ["audit@example.com"]),
         ("", ["team"]),
     ]
-    numbers = {tuple(one["recipients"]): causes_among(one, account["rules"]) for one in account["deliveries"]}
+    numbers = {tuple(one["recipients"]): rules_among(one, account["rules"]) for one in account["deliveries"]}
     assert numbers == {
         ("#dev-alerts",): [2],
         ("pagerduty-service-key@example.com",): [3],
@@ -258,7 +258,7 @@ async def test_an_owners_delivery_has_the_number_of_the_rule_for_the_owner(confi
     event = config.parent / "event.json"
     event.write_bytes(write(an_event(principal="jo", launch_plan=a_launch_plan()), Format.NATIVE).value)
     account = await ask(config, "explain", str(event))
-    numbers = {one["recipients"][0]: causes_among(one, account["rules"]) for one in account["deliveries"]}
+    numbers = {one["recipients"][0]: rules_among(one, account["rules"]) for one in account["deliveries"]}
     of_owner, of_contact = [number for number, rule in enumerate(account["rules"], start=1) if rule["name"] == "all"]
     assert (account["rules"][of_owner - 1]["recipients"], numbers["jo@example.com"]) == (["jos-team"], [of_owner])
     assert numbers["#team"] == [of_contact]

@@ -218,7 +218,7 @@ async def test_flyteadmin_says_the_workflow_and_the_version_that_routes_want(tmp
         data = await ask(config, "rules", "who", "flytesnacks/production/train.daily", "--phase", "failed")
     (forecast,) = data["phases"]
     assert forecast["possible"] == []
-    assert {cause["name"] for one in forecast["deliveries"] for cause in one["rules"]} == {"", "this"}
+    assert {rule["name"] for one in forecast["deliveries"] for rule in one["rules"]} == {"", "this"}
 
 
 async def test_lint_finds_nothing_in_good_routes_and_names_each_mistake_with_its_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from channels.contract import Message, Never, Receipt, UnknownRecipient
 from dispatcher.ledger import Filter, Ledger
-from dispatcher.model.delivery import Cause, Delivery, Kind, State
+from dispatcher.model.delivery import Delivery, Kind, RuleRef, State
 from dispatcher.planning.planner import Planner
 from dispatcher.rules.owners import Owners
 from tests.support.builders import NOW, a_delivery, an_event, some_contacts
@@ -19,7 +19,7 @@ from tests.support.ledger_steps import recorded
 from tests.support.workers import RECEIPT, ScriptedChannel, a_worker, deliver_due
 
 EVENT = an_event(principal="bob", labels={"team": "ml"})
-TO_OWNER = Cause("owners", "routes.yaml:2", owner=True)
+TO_OWNER = RuleRef("owners", "routes.yaml:2", owner=True)
 OWNERS = Owners(label="team", pattern="{principal}@example.com", principals=".*", fallback="data")
 DATA = {"slack": ["#data"], "email": ["data@example.com", "Boss@example.com"]}
 PLANNER = Planner(

@@ -144,7 +144,7 @@ async def cancel_and_retry_what_the_relay_defers(day: Day) -> None:
     await page.get_by_role("link", name="Cancel…").click()
     await page.get_by_label("Reason").fill("its owner knows")
     await page.get_by_role("button", name="Cancel 1").click()
-    await expect(page.locator(".cause")).to_have_text("cancelled by operator: its owner knows")
+    await expect(page.locator(".why")).to_have_text("cancelled by operator: its owner knows")
     day.dropped["email"] += 1
     day.inbox.mail.refuse = {}
     selected = ("--channel=email", "--launch-plan=train.daily")

@@ -19,7 +19,7 @@ from dispatcher.explain import explanations
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import BatchResult, Intake
 from dispatcher.ledger import Filter, Ledger
-from dispatcher.model.delivery import Cause, Delivery, Kind, State
+from dispatcher.model.delivery import Delivery, Kind, RuleRef, State
 from dispatcher.model.event import EntityId, Event, Options
 from dispatcher.model.phase import Phase
 from dispatcher.planning.contents import Contents
@@ -217,9 +217,9 @@ async def test_the_routes_that_fire_are_those_of_the_model(
         expected = {f"r{at}@example.com" for at in fire} | ({"shared@example.com"} if fire else set())
         assert (len(addresses), {*addresses}) == (len(expected), expected), "each address is notified once"
         for at in fire:
-            assert {one.addresses for one in found if f"r{at}" in {cause.name for cause in one.rules}}
+            assert {one.addresses for one in found if f"r{at}" in {rule.name for rule in one.rules}}
         shared = [one for one in found if "shared@example.com" in one.addresses]
-        assert {cause.name for one in shared for cause in one.rules} >= {f"r{at}" for at in fire}
+        assert {rule.name for one in shared for rule in one.rules} >= {f"r{at}" for at in fire}
         highest = max((at % 3 for at in fire), default=0)
         assert {one.severity for one in shared} <= {("", "error", "critical")[highest]}
 
@@ -277,9 +277,9 @@ async def test_an_address_that_is_notified_anyway_gets_the_route_added_to_its_ru
     await ingest(an_intake(on_sqlite, third, same), ended("a", 1, options=own))
 
     rule, routed, both = (
-        Cause("", "options.notifications[0]"),
-        Cause("third", third.defined_at),
-        Cause("same", same.defined_at),
+        RuleRef("", "options.notifications[0]"),
+        RuleRef("third", third.defined_at),
+        RuleRef("same", same.defined_at),
     )
     found = [one.delivery for one in await on_sqlite.history.find(Filter(), limit=9)]
     contents = {one.addresses: (await on_sqlite.history.delivery(one.key)).delivery.content for one in found}  # type: ignore[union-attr]

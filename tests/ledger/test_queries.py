@@ -88,7 +88,7 @@ QUERIES: dict[str, Query] = {
     "count dead": count(),
     "count dead of a recipient": count(recipient="team-7"),
     "count dead of a launch plan": count(launch_plan="plan-7"),
-    "causes": lambda ledger: ledger.queries.causes(Filter(states=DEAD), limit=10),
+    "reasons": lambda ledger: ledger.queries.reasons(Filter(states=DEAD), limit=10),
     "executions": events(),
     "executions of a launch plan": events(launch_plan="plan-7"),
     "executions by verdict": events(verdict="disabled"),
@@ -193,7 +193,7 @@ async def test_an_execution_is_found_by_its_name_in_every_project_and_domain(led
         assert await ledger.change(Filter(execution=text), an_action()) == 0, text  # none is dead
 
 
-async def test_causes_are_counted_without_the_number_of_attempts(ledger: Ledger) -> None:
+async def test_reasons_are_counted_without_the_number_of_attempts(ledger: Ledger) -> None:
     reasons = ("gave up after 1 attempt: busy", "gave up after 12 attempts: busy", "550 no such user")
     later = NOW + timedelta(days=1000)
     admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=later)
@@ -204,9 +204,9 @@ async def test_causes_are_counted_without_the_number_of_attempts(ledger: Ledger)
         for delivery in claim.deliveries:
             await ledger.settle(Settlement(delivery=delivery, outcome=Dead(reason), started_at=NOW, ended_at=NOW))
 
-    count, causes = await ledger.queries.causes(Filter(states=DEAD), limit=10)
+    count, most = await ledger.queries.reasons(Filter(states=DEAD), limit=10)
     assert count == await ledger.queries.count(Filter(states=DEAD)) == Count(number=3, more=False)
-    assert causes == [("email", "busy", 2), ("email", "550 no such user", 1)]
+    assert most == [("email", "busy", 2), ("email", "550 no such user", 1)]
 
 
 async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledger: Ledger, ledger_url: str) -> None:

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from dispatcher.ledger import Filter, Ledger, RecordedEvent, RecordResult
-from dispatcher.model.delivery import Cause, Dead, NewVersion
+from dispatcher.model.delivery import Dead, NewVersion, RuleRef
 from dispatcher.model.phase import Phase
 from dispatcher.tracing import Span
 from tests.support.builders import NOW, a_delivery, a_launch_plan, an_event
@@ -21,13 +21,13 @@ from tests.support.ledger_steps import MINUTE, claim, recorded, settlement
 
 
 async def test_a_recorded_delivery_is_claimed_unchanged(ledger: Ledger) -> None:
-    rules = (Cause("", "plans/größer.yaml:12"), Cause("route", "routes.yaml:\0\ud800"))
+    rules = (RuleRef("", "plans/größer.yaml:12"), RuleRef("route", "routes.yaml:\0\ud800"))
     delivery = a_delivery(content={"subject": "größer", "html": "<p>" * 1000}, rules=rules, severity="critical")
 
     written = await ledger.record([recorded(delivery)], [], now=NOW)
 
     assert written == RecordResult(frozenset({an_event().key}), [delivery])
-    readable = (rules[0], Cause("route", "routes.yaml:\0?"))
+    readable = (rules[0], RuleRef("route", "routes.yaml:\0?"))
     claimed = delivery._replace(attempt=1, lease="me", due_at=NOW + MINUTE, rules=readable)
     assert await claim(ledger) == [claimed]
 

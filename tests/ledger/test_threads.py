@@ -8,7 +8,7 @@ from datetime import datetime
 
 from channels.contract import Answer, Receipt
 from dispatcher.ledger import Filter, Ledger, RecordedEvent
-from dispatcher.model.delivery import Cause, Dead, Dropped, DropReason, Kind, Outage, Retry, Sent, State, Success
+from dispatcher.model.delivery import Dead, Dropped, DropReason, Kind, Outage, Retry, RuleRef, Sent, State, Success
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
@@ -284,7 +284,7 @@ async def test_a_dead_resolved_notice_is_superseded_by_a_newer_failure(ledger: L
 
 async def test_a_resolved_notice_replaces_a_rules_delivery_for_the_same_success(ledger: Ledger) -> None:
     asked = success("b", 2)
-    rules = (Cause("", "plan.yaml:1"), Cause("route", "routes.yaml:2"))
+    rules = (RuleRef("", "plan.yaml:1"), RuleRef("route", "routes.yaml:2"))
     alike = a_delivery(asked.event, channel="pagerduty", to="ML", rules=rules)
     alike = alike._replace(severity="critical")
     both = alike._replace(key="both", recipients=("Ml", "ops"), addresses=("Ml", "ops"), rules=rules[1:])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from channels.contract import UnknownRecipient
 from channels.slack.channel import SlackChannel, SlackConfig
-from dispatcher.model.delivery import Cause, Kind, OpenThread, State, execution_subject
+from dispatcher.model.delivery import Kind, OpenThread, RuleRef, State, execution_subject
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.contacts import Contact, Contacts, Options
@@ -467,7 +467,7 @@ def test_a_delivery_has_the_highest_severity_that_a_rule_or_its_contact_gives_an
         ("#dev",): "error",
         ("#nowhere",): "error",
     }
-    lost = a_delivery(channel="slack", to="ml@x.com", severity="info", rules=(Cause("", "one"), Cause("r", "two")))
+    lost = a_delivery(channel="slack", to="ml@x.com", severity="info", rules=(RuleRef("", "one"), RuleRef("r", "two")))
     (rerouted,) = a_planner(contacts=planner.contacts).reroute(an_event(), lost, [], now=NOW)
     assert (rerouted.severity, rerouted.rules) == ("warning", lost.rules)
 

@@ -147,7 +147,7 @@ async def test_each_case_gives_the_expected_deliveries(case: Case, tmp_path: Pat
         assert any(words in problem.message for problem in files.problems), files.problems
     for one in stored:
         assert case.content in orjson.dumps(one.delivery.content).decode()
-        assert case.routes_named in (None, [cause.name for cause in one.delivery.rules])
+        assert case.routes_named in (None, [rule.name for rule in one.delivery.rules])
         assert case.severity in (None, one.delivery.severity)
 
 

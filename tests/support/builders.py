@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dispatcher.model.delivery import Cause, Delivery, delivery_key
+from dispatcher.model.delivery import Delivery, RuleRef, delivery_key
 from dispatcher.model.event import EntityId, Event, ExecutionId, Options
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import TERMINAL, Phase
@@ -103,7 +103,7 @@ def a_delivery(
         "recipients": (to,),
         "addresses": (to,),
         "content": {"subject": "failed"},
-        "rules": (Cause("", "test"),),
+        "rules": (RuleRef("", "test"),),
         "created_at": NOW,
         "due_at": NOW,
         "retry_window_start": fields.get("created_at", NOW),

@@ -50,7 +50,7 @@ class WaitsFor(_Response):
     ]
 
 
-class Cause(_Response):
+class RuleRef(_Response):
     """A rule that named a delivery's recipients, or what else the delivery was created for."""
 
     name: Annotated[str, Field(description="The route's name; empty if it is no route.")]
@@ -68,7 +68,7 @@ class Delivery(_Response):
     channel: str
     recipients: Sequence[str]
     addresses: Sequence[str]
-    rules: Annotated[Sequence[Cause], Field(description="All rules that named one of the recipients.")]
+    rules: Annotated[Sequence[RuleRef], Field(description="All rules that named one of the recipients.")]
     severity: Annotated[str, Field(description="The highest that a route or contact gives; empty if none does.")]
     kind: Kind
     state: State
@@ -184,7 +184,7 @@ class PlannedDelivery(_Response):
     addresses: Sequence[str]
     state: Annotated[str, Field(description="`planned`, or `dead` if no channel knows the recipient.")]
     reason: str
-    rules: Annotated[Sequence[Cause], Field(description="All rules that named one of the recipients.")]
+    rules: Annotated[Sequence[RuleRef], Field(description="All rules that named one of the recipients.")]
     severity: Annotated[str, Field(description="The highest that a route or contact gives; empty if none does.")]
 
 

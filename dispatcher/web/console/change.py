@@ -31,7 +31,7 @@ async def get(what: Deed, console: Console, request: Request) -> Response:
     wanted = console.operations.eligible(what, _filter(console, keys, criteria))
     queries = console.ledger.queries
     dead = State.DEAD in wanted.states
-    count, causes = await queries.causes(wanted, limit=SHOWN)
+    count, reasons = await queries.reasons(wanted, limit=SHOWN)
     return console.render(
         request,
         "change.html.j2",
@@ -40,7 +40,7 @@ async def get(what: Deed, console: Console, request: Request) -> Response:
         keys=keys,
         criteria=criteria.model_dump(exclude_defaults=True),
         count=count,
-        causes=causes if dead else (),
+        reasons=reasons if dead else (),
         waits=() if dead else await console.operations.waits(wanted),
         page=await queries.deliveries(wanted, limit=SHOWN),
     )
