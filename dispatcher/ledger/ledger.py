@@ -33,10 +33,12 @@ from dispatcher.ledger.refusals import Refusals
 from dispatcher.ledger.rejected import RejectedMessages
 from dispatcher.ledger.replicas import Replicas
 from dispatcher.ledger.settle import Settlements
-from dispatcher.ledger.threads import claimed_thread
+from dispatcher.ledger.summaries import summary
+from dispatcher.ledger.threads import claimed_thread, first_message
 from dispatcher.ledger.versions import Schema
 from dispatcher.model.delivery import Delivery, Kind
 from dispatcher.model.rate_limit import AdmissionControl
+from dispatcher.model.summary import Summary
 
 
 class Ledger:
@@ -169,14 +171,29 @@ class Ledger:
         )
 
     async def thread(self, delivery: Delivery) -> ClaimedThread | None:
-        """Return a claimed delivery's thread, with its earlier messages; None if the delivery has no thread."""
+        """Return a claimed delivery's thread, with its earlier messages; None if the delivery has no thread.
+
+        A digest has no thread, but replies to the message with which its burst began, if that was sent.
+        """
         if not delivery.thread:
-            return None
+            if not delivery.reply_to:
+                return None
+            async with self._database.reading() as connection:
+                return await connection.run_sync(first_message, delivery)
         if delivery.opens_thread:
             resolves = delivery.kind is Kind.RESOLVED_NOTICE
             return ClaimedThread(Thread(key=delivery.thread, resolves=resolves), superseded=False)
         async with self._database.reading() as connection:
             return await connection.run_sync(claimed_thread, delivery)
+
+    async def summary(self, delivery: Delivery) -> Summary | None:
+        """Return what a digest or a summary tells of; the same for a notice that one of these is dead.
+
+        None for any other delivery. At most `MAX_GROUPS` groups are listed, each with at most `MAX_LISTED` executions;
+        the counts are exact.
+        """
+        async with self._database.reading() as connection:
+            return await connection.run_sync(summary, delivery)
 
     async def store_content(self, delivery: Delivery, content: Content) -> bool:
         """Store the content of a claimed delivery that has none. Returns False if the lease is lost."""

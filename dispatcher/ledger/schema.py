@@ -117,6 +117,7 @@ deliveries = Table(
     Column("hold_then", OneOf(Then, 8)),
     Column("note", NullIfEmpty(1000)),
     Column("included_in", NullIfEmpty(64)),
+    Column("reply_to", NullIfEmpty(64)),
     Index("ix_deliveries_event", "event"),
     # The migrations make these indexes partial on PostgreSQL too. `postgresql_where` is not used here, because it would
     # import SQLAlchemy's PostgreSQL dialect.
@@ -265,8 +266,8 @@ digests = Table(
     Column("first_key", NullIfEmpty(64)),
     Index("ix_digests_closes_at", "closes_at", sqlite_where=text("closes_at IS NOT NULL")),
 )
-"""The addresses whose contact has digests, and how many messages each got (`holding/digests.py`). `opened_at`,
-`closes_at`: NULL if no digest is open. `first_key`: the key of the message with which the burst began."""
+"""The addresses whose contact has digests, and what each got lately (`holding/digests.py`). `opened_at`: when the newest
+digest opened. `closes_at`: NULL if none is open. `first_key`: the key of the message with which the burst began."""
 
 refusals = Table(
     "refusals",

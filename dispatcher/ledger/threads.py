@@ -201,3 +201,15 @@ def _earlier_messages(connection: Connection, *conditions: ColumnElement[bool]) 
     last = connection.execute(query.order_by(deliveries.c.thread_at.desc(), deliveries.c.key.desc())).one()
     rows = [first] if first.key == last.key else [first, last]
     return tuple(EarlierMessage(reference=row.reference or {}, content=row.body) for row in rows)
+
+
+def first_message(connection: Connection, delivery: Delivery) -> ClaimedThread | None:
+    """Return the message to which a claimed digest replies, as the only one of its thread; None if it was not sent."""
+    query = select(deliveries.c.reference, contents.c.body).join(
+        contents, contents.c.content_hash == deliveries.c.content
+    )
+    row = connection.execute(query.where(deliveries.c.key == delivery.reply_to, MAY_HAVE_ARRIVED)).first()
+    if row is None:
+        return None
+    earlier = EarlierMessage(reference=row.reference or {}, content=row.body)
+    return ClaimedThread(Thread(key=delivery.key, earlier=(earlier,)), superseded=False)

@@ -14,7 +14,7 @@ from dispatcher.errors import LedgerIncompatible
 from dispatcher.ledger.failures import cause
 from dispatcher.ledger.schema import compatibility
 
-HEAD = "0001_1e521d14"
+HEAD = "0001_234777eb"
 """The version of the newest migration: its number, and a hash of the tables that all migrations create. A test checks
 both."""
 COMPATIBLE = HEAD

@@ -205,6 +205,8 @@ class Delivery(NamedTuple):
     included_in: str = ""
     """The key of the delivery that tells of this one: a digest, a summary, or the newest failure of the same launch plan
     where the channel pages. Empty if there is none."""
+    reply_to: str = ""
+    """The key of the message to which a digest replies: the one with which its burst began. Empty if there is none."""
     quiet: Quiet | None = None
     """The quiet hours that hold the delivery when it is planned. The ledger does not store this field."""
     digest: DigestOptions | None = None

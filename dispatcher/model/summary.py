@@ -52,7 +52,7 @@ class Summary:
     """How many members there are: failures, successes and notices."""
     groups: Sequence[Group]
     more: int
-    """How many members are in no group of `groups`."""
+    """How many members are in groups that `groups` leaves out."""
     resolved: int
     """How many further failures were held, and were resolved before this message."""
     notices: int

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_1e521d14"
+revision = "0001_234777eb"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -148,6 +148,7 @@ def upgrade() -> None:
         sa.Column("hold_then", sa.String(8)),
         sa.Column("note", sa.String(1000)),
         sa.Column("included_in", sa.String(64)),
+        sa.Column("reply_to", sa.String(64)),
         sa.PrimaryKeyConstraint("key", name="pk_deliveries"),
         sa.ForeignKeyConstraint(["event"], ["events.key"], name="fk_deliveries_event"),
         sa.ForeignKeyConstraint(["content"], ["contents.content_hash"], name="fk_deliveries_content"),

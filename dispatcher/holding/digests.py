@@ -1,0 +1,83 @@
+"""The digests of one address: which messages go out at once, which wait for a digest, and when a digest closes.
+
+A burst begins with messages that go out at once. When too many came within a short time, a digest opens, and what
+follows are its members. When it closes, the next one opens at once. The burst is over when one closes without members.
+`ledger/digests.py` has the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from dispatcher.model.delivery import delivery_key
+from dispatcher.model.hold import DigestOptions
+
+_STEP = timedelta(microseconds=1)
+
+
+class Recent(NamedTuple):
+    """A message that went out at once."""
+
+    at: datetime
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestState:
+    """The state of one address on one channel."""
+
+    channel: str
+    address: str
+    options: DigestOptions
+    recent: Sequence[Recent] = ()
+    """The messages that went out at once within `options.within`, oldest first, at most `options.after`."""
+    opened_at: datetime | None = None
+    """When the newest digest opened; None if there was none. No two digests of an address have the same time."""
+    closes_at: datetime | None = None
+    """When the open digest closes; None if none is open."""
+    first_key: str = ""
+    """The key of the message with which the burst began; empty if no digest is open."""
+
+    @property
+    def open_id(self) -> str:
+        """The id of the open digest, which becomes the key of its delivery; empty if none is open."""
+        if self.closes_at is None or self.opened_at is None:
+            return ""
+        opened = self.opened_at.astimezone(UTC).isoformat()
+        return delivery_key("", f"digest {self.channel}", (self.address, opened))
+
+    def admit(self, key: str, now: datetime) -> DigestState:
+        """Return the state after a message. It is a member of the open digest, if the new state has one."""
+        if self.closes_at is not None:
+            return self
+        recent = [one for one in self.recent if one.at > now - self.options.within]
+        if len(recent) < self.options.after:
+            return replace(self, recent=(*recent, Recent(now, key)))
+        return replace(self, recent=recent).opened(key, now)
+
+    def opened(self, key: str, now: datetime) -> DigestState:
+        """Return the state with an open digest: the one that is open, or a new one.
+
+        `key`: the message to which a new one replies, if nothing went out at once.
+        """
+        if self.closes_at is not None:
+            return self
+        first_key = self.recent[0].key if self.recent else key
+        return _with_next(replace(self, recent=(), first_key=first_key), now)
+
+    def postponed(self, until: datetime) -> DigestState:
+        """Return the state with the open digest's end moved to `until`, because quiet hours hold it until then."""
+        return replace(self, closes_at=until)
+
+    def closed(self, now: datetime, *, members: int) -> DigestState:
+        """Return the state after the open digest has closed: the next one is open, or the burst is over."""
+        return _with_next(self, now) if members else replace(self, recent=(), closes_at=None, first_key="")
+
+
+def _with_next(state: DigestState, now: datetime) -> DigestState:
+    # A clock that was set back must not give a digest the id of an earlier one.
+    opened_at = now if state.opened_at is None else max(now, state.opened_at + _STEP)
+    return replace(state, opened_at=opened_at, closes_at=now + state.options.every)
