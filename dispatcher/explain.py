@@ -12,7 +12,7 @@ from typing import Any
 
 from dispatcher.ledger import Action, Attempt, Filter, Ledger, Rejected, StoredDelivery, StoredEvent
 from dispatcher.ledger.records import EventSummary, RejectedSummary
-from dispatcher.model.delivery import RuleRef
+from dispatcher.model.delivery import SUMMARIES, Kind, RuleRef
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.owner import FoundBy
 from dispatcher.rules import disabled_by_of
@@ -136,21 +136,30 @@ def rules_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]])
     return list(dict.fromkeys(found))
 
 
+def about_text(kind: Kind) -> str:
+    """Return in words what a delivery of this kind is that belongs to no event."""
+    return kind.value if kind in SUMMARIES else "notice about a digest or summary"
+
+
 _SHOWN = (
     *("channel", "recipients", "state", "key", "event", "addresses", "kind", "drop_reason", "attempt", "in_doubt"),
-    *("reason", "severity", "created_at", "due_at"),
+    *("reason", "severity", "created_at", "due_at", "hold", "held_by", "held_since", "note", "included_in"),
+    "fallback_for",
 )
 """The fields of a delivery that are shown."""
 
 
 def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
-    """Return a delivery in the form that `--json` prints, without its content, attempts and actions."""
-    project, domain, name, phase = stored.delivery.event.split("/")
+    """Return a delivery in the form that `--json` prints, without its content, attempts and actions.
+
+    `execution` and `phase` are None for a digest, a summary, and a notice about one of these.
+    """
+    project, domain, name, phase = (stored.delivery.event or "///").split("/")
     return {
         **{field: getattr(stored.delivery, field) for field in _SHOWN},
         "rules": [rule._asdict() for rule in stored.delivery.rules],
-        "execution": {"project": project, "domain": domain, "name": name},
-        "phase": phase,
+        "execution": {"project": project, "domain": domain, "name": name} if name else None,
+        "phase": phase or None,
         "settled_at": stored.settled_at,
         "reference": stored.reference,
         "waits_for": [asdict(one) for one in stored.waits_for],
@@ -166,10 +175,15 @@ def event_data(summary: EventSummary) -> dict[str, Any]:
 
 
 async def delivery_with_history(ledger: Ledger, stored: StoredDelivery, *, now: datetime) -> dict[str, Any]:
-    """Return `delivery_data` with the delivery's attempts, operators' actions, and what it waits for at `now`."""
+    """Return `delivery_data` with the delivery's attempts, operators' actions, and what it waits for at `now`.
+
+    `members`: the number of other deliveries of which the message tells (`Filter.included_in`).
+    """
     key = stored.delivery.key
     (stored,) = await ledger.queries.with_waits([stored], now=now)
-    return _with_history(stored, await ledger.history.attempts(key), await ledger.history.actions(key))
+    data = _with_history(stored, await ledger.history.attempts(key), await ledger.history.actions(key))
+    members = await ledger.queries.count(Filter(included_in=stored.delivery.tells_of or key))
+    return {**data, "members": asdict(members)}
 
 
 def _with_history(stored: StoredDelivery, attempts: Iterable[Attempt], actions: Iterable[Action]) -> dict[str, Any]:

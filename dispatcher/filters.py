@@ -100,6 +100,10 @@ class Criteria(_Parameters):
     phase: _Phase | None = None
     verdict: _Verdict | None = None
     execution: Annotated[_Execution | None, Field(description="`project/domain/name`, or only the name.")] = None
+    included_in: Annotated[
+        str | None,
+        Field(pattern=r"^[0-9a-f]{1,32}$", description="The key of a digest or summary: what it tells of."),
+    ] = None
     since: TimeArgument | None = None
     until: TimeArgument | None = None
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def write_deliveries(found: Sequence[StoredDelivery], *, now: datetime) -> None:
     """Print the deliveries in their order, the waiting ones with what they wait for."""
-    from dispatcher.explain import delivery_data
+    from dispatcher.explain import about_text, delivery_data
 
     write_table(
         ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED", "DUE", "REASON", "WAITS FOR"),
@@ -24,7 +24,7 @@ def write_deliveries(found: Sequence[StoredDelivery], *, now: datetime) -> None:
                 state_text(stored.delivery.state),
                 stored.delivery.channel,
                 ", ".join(stored.delivery.recipients),
-                stored.delivery.event,
+                stored.delivery.event or about_text(stored.delivery.kind),
                 stored.delivery.attempt,
                 when_text(stored.delivery.created_at, now=now),
                 when_text(stored.delivery.due_at, now=now) if stored.settled_at is None else "",

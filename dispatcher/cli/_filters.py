@@ -35,6 +35,9 @@ OPTIONS: Mapping[str, Any] = {
     "execution": Annotated[
         str | None, _option("execution", "Only this execution: project/domain/name, or only the name.")
     ],
+    "included_in": Annotated[
+        str | None, _option("included-in", "Only what the digest or summary of this key tells of.")
+    ],
     "since": Annotated[str | None, _option("since", f"Only entries since this time: {_TIME}.")],
     "until": Annotated[str | None, _option("until", f"Only entries before this time: {_TIME}.")],
 }

@@ -25,8 +25,11 @@ from dispatcher.cli._output import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dispatcher.ledger import Ledger, StoredDelivery
     from dispatcher.ledger.records import Page
+    from dispatcher.model.delivery import Delivery
 
 deliveries = typer.Typer(help="List, show and change deliveries, or purge old ones.", no_args_is_help=True)
 
@@ -65,7 +68,7 @@ def show(
     content too.
     """
     from dispatcher.clock import SystemClock
-    from dispatcher.explain import delivery_with_history
+    from dispatcher.explain import about_text, delivery_with_history
     from dispatcher.ledger import Filter
 
     now = SystemClock().now()
@@ -90,7 +93,8 @@ def show(
     write_details(
         [
             ("key", delivery.key),
-            ("event", delivery.event),
+            ("event" if delivery.event else "kind", delivery.event or about_text(delivery.kind)),
+            ("tells of", _members_text(delivery, data["members"])),
             ("channel", delivery.channel),
             ("to", ", ".join(delivery.recipients)),
             ("address", ", ".join(delivery.addresses)),
@@ -98,6 +102,8 @@ def show(
             ("severity", delivery.severity),
             ("state", state_text(delivery.state)),
             ("reason", delivery.reason),
+            ("told of in", delivery.included_in),
+            ("note", delivery.note),
             ("waits for", waits_text(data)),
             ("created", f"{time_text(delivery.created_at)} UTC, {age_text(delivery.created_at, now=now)}"),
             (
@@ -118,3 +124,11 @@ def show(
     if data["actions"]:
         write_line()
         write_actions(data["actions"])
+
+
+def _members_text(delivery: Delivery, members: Mapping[str, Any]) -> str:
+    """Return how many other deliveries a message tells of, and the command that lists them."""
+    if not members["number"]:
+        return ""
+    number = f"{members['number']}{'+' if members['more'] else ''}"
+    return f"{number} others: dispatcher deliveries list --included-in {delivery.tells_of or delivery.key}"

@@ -15,6 +15,7 @@ from dispatcher.cli._open_ledger import open_ledger
 from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import (
+    KEY_DIGITS,
     age_text,
     log_warnings_only,
     state_text,
@@ -248,7 +249,9 @@ def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[M
         attempts = delivery.get("attempts", ())
         told = {attempt["reason"] for attempt in attempts}
         reason = delivery["reason"] if delivery["reason"] not in told else ""
-        answer = "\n".join(filter(None, (attempts_text(attempts), reason, waits and f"waits for {waits}")))
+        told_in = delivery.get("included_in", "")[:KEY_DIGITS]
+        included = told_in and f"told of in {told_in}"
+        answer = "\n".join(filter(None, (attempts_text(attempts), reason, included, waits and f"waits for {waits}")))
         recipients = ", ".join(delivery["recipients"])
         naming = ", ".join(map(str, rules_among(delivery, rules)))
         rows.append((naming, state_text(delivery["state"]), delivery["channel"], recipients, answer))

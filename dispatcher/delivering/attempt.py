@@ -247,7 +247,7 @@ class Attempts:
         return self.options.tracing.attempt(
             delivery.trace,
             first=delivery.attempt == 1 and delivery.retry_window_start == delivery.created_at,
-            event=delivery.event,
+            **({"event": delivery.event} if delivery.event else {}),
             delivery=delivery.key,
             channel=delivery.channel,
             attempt=delivery.attempt,

@@ -62,7 +62,8 @@ class FollowUps:
                 unknown = [one for one in dead if isinstance(receipt.failures[one.addresses[0]], UnknownRecipient)]
                 instead, owner = await self._instead_of_owner(unknown, now)
                 return [*parts, *instead, *await self._notices(dead, now)], owner
-            case Dead(unknown_recipient=True) if (event := await ledger.history.event(delivery.event)) is not None:
+            case Dead(unknown_recipient=True):
+                event = await ledger.history.event(delivery.event)
                 notified = await ledger.history.notified(delivery.event)
                 if rerouted := planner.reroute(event, delivery, notified, now=now):
                     return rerouted, None
@@ -101,17 +102,13 @@ class FollowUps:
                 kind, since = Kind.ACCEPTED_NOTICE, await ledger.refusals.since(name)
             case _:
                 return ()
-        if (
-            since is None
-            or now - since < REFUSAL_NOTICED
-            or (event := await ledger.history.event(delivery.event)) is None
-        ):
+        if since is None or now - since < REFUSAL_NOTICED:
             return ()
+        event = await ledger.history.event(delivery.event)
         return self.options.planner.notify_of_channel(event, delivery, kind, since, now=now)
 
     async def _notices(self, dead: Sequence[Delivery], now: datetime) -> Sequence[Delivery]:
-        """Return the notices to fallback recipients about dead deliveries of one event."""
-        if not dead or (event := await self.options.ledger.history.event(dead[0].event)) is None:
-            return ()
+        """Return the notices to fallback recipients about dead deliveries of one event, or without an event."""
+        event = await self.options.ledger.history.event(dead[0].event) if dead else None
         notices = [self.options.planner.notify_fallback(event, delivery, now=now) for delivery in dead]
         return [notice for several in notices for notice in several]

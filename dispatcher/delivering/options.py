@@ -63,9 +63,5 @@ class WorkerOptions:
 
 def log_fields(delivery: Delivery) -> dict[str, str | int]:
     """Return the fields that every log line about a delivery contains."""
-    return {
-        "execution": delivery.event,
-        "channel": delivery.channel,
-        "delivery": delivery.key,
-        "attempt": delivery.attempt,
-    }
+    about = {"execution": delivery.event} if delivery.event else {"kind": delivery.kind.value}
+    return {**about, "channel": delivery.channel, "delivery": delivery.key, "attempt": delivery.attempt}

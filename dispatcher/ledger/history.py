@@ -87,7 +87,7 @@ class History:
             return await connection.scalar(query) or 0
 
     async def event(self, key: str) -> Event | None:
-        """Return the recorded event with this key; None if the ledger has no such event.
+        """Return the recorded event with this key; None if the ledger has no such event, as for a delivery without one.
 
         A large event is decoded in another thread, so that the event loop does not wait.
         """

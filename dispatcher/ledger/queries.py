@@ -143,7 +143,7 @@ class Queries:
             recorded = recorded.where(events.c.recorded_at >= since)
             newest_rejected = newest_rejected.where(rejected.c.received_at >= since)
         some = select(attempts).order_by(attempts.c.id.desc()).limit(limit).subquery("some")
-        newest_attempts = select(some, deliveries.c.channel, deliveries.c.recipients, deliveries.c.event)
+        newest_attempts = select(some, *(deliveries.c[name] for name in ("channel", "recipients", "event", "kind")))
         newest_attempts = newest_attempts.join(deliveries, deliveries.c.key == some.c.delivery)
         if since is not None:
             newest_attempts = newest_attempts.where(some.c.ended_at >= since)
@@ -345,7 +345,18 @@ def _bucket_lags(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
 
 _DETAILS = {
     "event": ("key", "project", "domain", "name", "phase", "launch_plan", "verdict", "reason"),
-    "attempt": ("delivery", "number", "channel", "recipients", "event", "outcome", "status", "answer", "reason"),
+    "attempt": (
+        "delivery",
+        "number",
+        "channel",
+        "recipients",
+        "event",
+        "kind",
+        "outcome",
+        "status",
+        "answer",
+        "reason",
+    ),
     "rejected": ("id", "position", "reason", "event"),
 }
 """The columns that an entry of the activity list shows, by its kind."""

@@ -281,6 +281,8 @@ class Filter:
     """Selects deliveries that were created, or events that were recorded, before this time."""
     keys: Sequence[str] = ()
     """Complete keys of deliveries, or beginnings of keys. Selects deliveries only."""
+    included_in: str | None = None
+    """The key of a digest or summary. Selects the deliveries of which it tells."""
     unleased_at: datetime | None = None
     """Selects only deliveries that no worker is sending at this time. Selects deliveries only."""
 

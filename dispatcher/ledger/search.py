@@ -58,9 +58,10 @@ def newest_events(wanted: Filter, after: Cursor | None, max_rows: int) -> Select
 
 def events_by_one_index(wanted: Filter) -> bool:
     """True if one index covers all conditions on events, so that the first rows of the index are the page."""
-    others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel, wanted.recipient)
+    others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict)
+    on_delivery = (wanted.channel, wanted.recipient, wanted.included_in)
     few = wanted.execution is not None and wanted.launch_plan is not None
-    return not few and not wanted.states and others.count(None) == len(others)
+    return not few and not wanted.states and not any(one is not None for one in (*others, *on_delivery))
 
 
 def event_conditions(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
@@ -80,7 +81,7 @@ def lower(text: str) -> str:
 
 def newest_deliveries(wanted: Filter, after: Cursor | None, max_rows: int) -> Select[Any]:
     """Select the newest deliveries, by the index that leaves the fewest rows. The index is sorted by `at`."""
-    if wanted.execution is not None or wanted.keys:
+    if wanted.execution is not None or wanted.keys or wanted.included_in is not None:
         at, key = deliveries.c.created_at, deliveries.c.key
         query = select(deliveries, at.label("at")).where(*_key_conditions(wanted))
     elif wanted.recipient is not None:
@@ -129,8 +130,12 @@ def between(at: Any, key: Any, since: datetime | None, until: datetime | None, a
 
 
 def _key_conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    """Return the conditions on delivery keys and on the execution. An index finds the few deliveries that meet them."""
+    """Return the conditions on delivery keys, on the digest and on the execution. An index finds the few deliveries that
+    meet them.
+    """
     limits: list[ColumnElement[bool]] = []
+    if wanted.included_in is not None:
+        limits.append(deliveries.c.included_in == wanted.included_in)
     if wanted.keys:
         full = [key for key in wanted.keys if len(key) >= KEY_LENGTH]
         prefixes = [_starts_with(key) for key in wanted.keys if len(key) < KEY_LENGTH]
@@ -204,7 +209,7 @@ to the next place."""
 def deliveries_by_one_index(wanted: Filter) -> bool:
     """True if one index covers all conditions on deliveries, so that the first rows of the index are the page."""
     others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel, wanted.unleased_at)
-    few = wanted.execution is not None or bool(wanted.keys)
+    few = wanted.execution is not None or bool(wanted.keys) or wanted.included_in is not None
     given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
     return others.count(None) == len(others) and sum(given) <= 1
 
@@ -235,6 +240,8 @@ def _on_delivery(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
         limits.append(row.state.in_(sorted(wanted.states)))
     if wanted.channel is not None:
         limits.append(row.channel == wanted.channel)
+    if wanted.included_in is not None:
+        limits.append(row.included_in == wanted.included_in)
     if wanted.unleased_at is not None:
         limits.append(or_(row.lease.is_(None), row.due_at <= wanted.unleased_at))
     if wanted.recipient is not None:

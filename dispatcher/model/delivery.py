@@ -96,6 +96,10 @@ class Kind(StrEnum):
     """The members of one digest. It belongs to no event."""
 
 
+SUMMARIES = frozenset({Kind.SUMMARY, Kind.DIGEST})
+"""The kinds of messages that tell of other deliveries, their members."""
+
+
 class RuleRef(NamedTuple):
     """A rule that named a delivery's recipients, or what else the delivery was created for."""
 
@@ -177,7 +181,8 @@ class Delivery(NamedTuple):
     """What the thread is about: a launch plan or an execution (`EntityId.key`, `execution_subject`). Empty if
     the delivery has no thread."""
     fallback_for: str = ""
-    """The key of the delivery that this message reports, if it is a notice to fallback recipients; else empty."""
+    """The key of the delivery that this message reports, if it is a notice to fallback recipients. Of a digest or summary
+    on a fallback channel, the key of the one in whose place it is. Otherwise empty."""
     template: str | None = None
     """The mail template that the rule names. The ledger does not store this field, because such a message is rendered
     before it is recorded."""
@@ -214,6 +219,11 @@ class Delivery(NamedTuple):
     blocks_thread: bool = False
     """True if, when a worker claimed the delivery, another delivery of its thread waited for it. The ledger does not
     store this field."""
+
+    @property
+    def tells_of(self) -> str:
+        """The key under which the members of this message are (`included_in`); empty for a message about an event."""
+        return "" if self.event else self.fallback_for or self.key
 
 
 def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:
@@ -419,9 +429,10 @@ def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryP
         if (error := receipt.failures.get(address)) is None:
             continue
         part = delivery._replace(
-            key=delivery_key(delivery.event, delivery.channel, (address,)),
+            key=delivery_key(delivery.event or delivery.key, delivery.channel, (address,)),
             recipients=(recipient,),
             addresses=(address,),
+            fallback_for=delivery.tells_of or delivery.fallback_for,
             lease=None,
         )
         match classify(delivery, error, now=now, policy=policy, rng=rng):

@@ -30,6 +30,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.model.streak import StreakEvent, StreakRoute
 from dispatcher.planning.contacts import NO_CONTACTS, Contacts, Recipient
 from dispatcher.planning.event_plan import EventPlan, possible
+from dispatcher.planning.summary_plan import summary_instead, summary_notices
 from dispatcher.planning.targets import Address, Target, find_target
 from dispatcher.rules import Rule
 from dispatcher.rules.owners import Owners
@@ -165,42 +166,49 @@ class Planner:
             event_plan.notify_fallback(undeliverable, _undelivered(undeliverable))
         return tuple(event_plan.deliveries)
 
-    def notify_fallback(self, event: Event, delivery: Delivery, *, now: datetime) -> tuple[Delivery, ...]:
+    def notify_fallback(self, event: Event | None, delivery: Delivery, *, now: datetime) -> tuple[Delivery, ...]:
         """Return the notices that report a dead delivery to the fallback recipients of its channel.
 
-        Notices of one event to the same recipient have the same key, so the ledger stores only one of them.
+        `event`: None if the delivery has none. Notices of one event to the same recipient have the same key, so the ledger
+        stores only one of them.
         """
+        return self._notices(event, delivery, _undelivered(delivery), now)
+
+    def _notices(self, event: Event | None, about: Delivery, reason: str, now: datetime) -> tuple[Delivery, ...]:
+        if event is None:
+            return summary_notices(self, about, reason, now)
         event_plan = EventPlan(self, event, now)
-        event_plan.notify_fallback(delivery, _undelivered(delivery))
+        event_plan.notify_fallback(about, reason)
         return tuple(event_plan.deliveries)
 
     def notify_of_channel(
-        self, event: Event, delivery: Delivery, kind: Kind, since: datetime, *, now: datetime
+        self, event: Event | None, delivery: Delivery, kind: Kind, since: datetime, *, now: datetime
     ) -> tuple[Delivery, ...]:
         """Return the notices that tell a channel's fallback recipients of a refusal that began at `since`, or its end.
 
         `delivery`: the delivery that was refused, or accepted again. Notices of one refusal and kind to the same
         recipient have the same key, whichever replica plans them.
         """
-        event_plan = EventPlan(self, event, now)
         reason = f"{delivery.channel} refuses all messages, which wait until this is corrected: {delivery.reason}"
         if kind is Kind.ACCEPTED_NOTICE:
             reason = f"{delivery.channel} accepts messages again; those that waited are being sent"
-        event_plan.notify_fallback(delivery, reason)
         outage = f"{delivery.channel} {since.isoformat()}"
         return tuple(
             notice._replace(kind=kind, key=delivery_key(outage, f"{kind} {notice.channel}", notice.addresses))
-            for notice in event_plan.deliveries
+            for notice in self._notices(event, delivery, reason, now)
         )
 
     def reroute(
-        self, event: Event, delivery: Delivery, notified: Iterable[tuple[str, str]], *, now: datetime
+        self, event: Event | None, delivery: Delivery, notified: Iterable[tuple[str, str]], *, now: datetime
     ) -> tuple[Delivery, ...]:
         """If the delivery's channel does not know the recipient, return deliveries on the fallback channel instead.
 
-        `notified`: pairs of channel and address that already have a delivery of this event. They get no other delivery.
+        `event`: None if the delivery has none. `notified`: pairs of channel and address that already have a delivery of
+        this event. They get no other delivery.
         """
         fallback = self.fallbacks.get(delivery.channel)
+        if event is None:
+            return summary_instead(self, delivery, fallback, now) if fallback is not None else ()
         event_plan = EventPlan(self, event, now)
         for channel, address in notified:
             event_plan.register(Target(channel, "", address))

@@ -25,8 +25,9 @@ from dispatcher.model.delivery import Dead, Retry, Sent
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.version import __version__
 from tests.support import samples, terminal
-from tests.support.builders import NOW, SECOND, a_delivery, an_event, an_execution
+from tests.support.builders import NOW, SECOND, a_delivery, a_digest, an_event, an_execution, members_of
 from tests.support.flyte_admin import a_finished_execution
+from tests.support.ledger_steps import record_digest
 from tests.support.service import COMMAND, ROUTING_KEY, command
 
 GOOD: dict[str, Any] = {
@@ -351,6 +352,24 @@ async def test_deliveries_show_prints_one_delivery_with_its_attempts(filled: str
     assert (status, "queued" in out) == (0, True)
     status, _, err = await command("deliveries", "show", "zzz", "--config", filled)
     assert (status, "no delivery begins with 'zzz'" in err) == (1, True)
+
+
+async def test_a_digest_and_what_it_tells_of_are_listed_and_shown(tmp_path: Path) -> None:
+    digest = a_digest()
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
+        await record_digest(ledger, digest, *members_of(digest, 2))
+    config = settings_file(tmp_path)
+    listed = json.loads((await command("deliveries", "list", "--config", config, "--json", "--state", "waiting"))[1])
+    assert [(one["event"], one["execution"], one["phase"]) for one in listed] == [("", None, None)]
+    assert " digest " in (await command("deliveries", "list", "--config", config, "--state", "waiting"))[1]
+    _, shown, _ = await command("deliveries", "show", digest.key[:9], "--config", config)
+    assert f"2 others: dispatcher deliveries list --included-in {digest.key}" in shown
+    arguments = ("--config", config, "--included-in", digest.key)
+    members = json.loads((await command("deliveries", "list", "--json", *arguments))[1])
+    assert {one["execution"]["name"] for one in members} == {"member0000", "member0001"}
+    _, shown, _ = await command("deliveries", "show", members[0]["key"], "--config", config)
+    assert f"told of in  {digest.key}" in shown
+    assert "told of in" in (await command("explain", "flytesnacks/production/member0000", "--config", config))[1]
 
 
 async def test_rejected_messages_are_listed_and_shown_without_interpreting_markup(filled: str) -> None:

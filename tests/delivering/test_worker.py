@@ -36,9 +36,9 @@ from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from tests.support.builders import NOW, SECOND, a_delivery, an_event, some_contacts
+from tests.support.builders import NOW, SECOND, a_delivery, a_digest, an_event, members_of, some_contacts
 from tests.support.clock import ManualClock
-from tests.support.ledger_steps import an_action, recorded
+from tests.support.ledger_steps import an_action, record_digest, recorded
 from tests.support.waiting import until
 from tests.support.workers import RECEIPT, Answers, ScriptedChannel, a_worker, deliver_due, running
 
@@ -467,6 +467,36 @@ async def test_the_fallback_recipients_are_notified_of_a_dead_delivery(ledger: L
         (dead,) = await wait_settled(ledger, channel="email")
     assert dead.delivery.state is State.DEAD
     assert len(await ledger.history.find(Filter(), limit=9)) == 3
+
+
+async def test_what_follows_from_a_digests_outcome_is_planned_without_an_event(ledger: Ledger) -> None:
+    planner = Planner(
+        addresses={"email": str.lower, "slack": str},
+        fallbacks={"slack": "email"},
+        contacts=ON_CALL,
+        fallback_recipients={"slack": ["oncall"], "email": ["oncall"]},
+    )
+    now = SystemClock().now()
+    digest = a_digest(to="Jane@example.com", content={"text": "digest"}, created_at=now, due_at=now)
+    await record_digest(ledger, digest, *members_of(digest, 1), now=now)
+    unknown = a_worker(ledger, ScriptedChannel(lambda _: UnknownRecipient("no such user")), planner=planner)
+    await deliver_due(unknown)
+    (instead,) = await ledger.history.find(Filter(channel="email"), limit=9)
+    assert (instead.delivery.kind, instead.delivery.addresses) == (Kind.DIGEST, ("jane@example.com",))
+    assert (instead.delivery.event, instead.delivery.tells_of) == ("", digest.key)
+
+    again = a_digest(key="0" * 32, content={"text": "digest"}, created_at=now, due_at=now)
+    await record_digest(ledger, again, *members_of(again, 1, first=1), now=now)
+    for _ in range(2):  # after a redrive too, one notice to each recipient
+        await deliver_due(a_worker(ledger, ScriptedChannel(lambda _: Never("is_archived")), planner=planner))
+        await ledger.change(Filter(keys=[again.key]), an_action(at=now))
+    (notice,) = [
+        one.delivery
+        for one in await ledger.history.find(Filter(channel="email"), limit=9)
+        if one.delivery.kind is Kind.FALLBACK_NOTICE
+    ]
+    assert (notice.event, notice.tells_of, notice.recipients) == ("", again.key, ("oncall@x.com",))
+    assert notice.reason == "#dev-alerts could not be notified through slack: is_archived"
 
 
 async def record_success(ledger: Ledger, name: str, started_at: datetime) -> None:

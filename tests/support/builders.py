@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dispatcher.model.delivery import Delivery, RuleRef, delivery_key
+from dispatcher.model.delivery import Delivery, DropReason, Kind, RuleRef, State, delivery_key
 from dispatcher.model.event import EntityId, Event, ExecutionId, Options
+from dispatcher.model.hold import HoldReason, Then
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.model.replica import ChannelStatus, Replica
@@ -112,6 +113,23 @@ def a_delivery(
         **fields,
     }
     return Delivery(**given)
+
+
+def a_digest(*, channel: str = "slack", to: str = "#dev-alerts", **fields: Any) -> Delivery:
+    """A digest, which belongs to no event. It is not rendered yet."""
+    changes = {"event": "", "kind": Kind.DIGEST, "content": None, "rules": (RuleRef("", "digest of contact ml"),)}
+    return a_delivery(channel=channel, to=to)._replace(
+        **{"key": delivery_key("", f"digest {channel}", (to, NOW.isoformat())), **changes, **fields}
+    )
+
+
+def members_of(digest: Delivery, number: int, *, first: int = 0, **fields: Any) -> list[Delivery]:
+    """Failures that were dropped because the digest tells of them, of the executions `member0000` and so on."""
+    (to,) = digest.addresses
+    told = {"state": State.DROPPED, "drop_reason": DropReason.DIGEST, "hold": HoldReason.DIGEST, "held_since": NOW}
+    told |= {"held_by": digest.key, "hold_then": Then.SUMMARY, "included_in": digest.key}
+    events = [an_event(name=f"member{at:04}", launch_plan=a_launch_plan()) for at in range(first, first + number)]
+    return [a_delivery(event, channel=digest.channel, to=to, **told | fields) for event in events]
 
 
 SECOND = timedelta(seconds=1)

@@ -8,6 +8,7 @@ import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dispatcher.ledger import Action, Claim, Deed, Ledger, RecordedEvent, Reject
 from dispatcher.model.delivery import Delivery, Outcome, Sent
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import AdmissionControl, Rate, RateLimit
-from tests.support.builders import NOW, SECOND, a_delivery, an_event
+from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 from tests.support.service import command
 
 MINUTE = timedelta(minutes=1)
@@ -48,6 +49,16 @@ def rejected(identity: str = "a", **changes: Any) -> Rejected:
         **changes,
     }
     return Rejected(**fields)
+
+
+async def record_digest(ledger: Ledger, digest: Delivery, *members: Delivery, now: datetime = NOW) -> None:
+    """Record a digest and its members, each with its event (`builders.members_of`)."""
+    names = [member.event.split("/")[2] for member in members]
+    entries = [
+        recorded(member, event=an_event(name=name, launch_plan=a_launch_plan()))
+        for name, member in zip(names, members, strict=True)
+    ]
+    await ledger.record([*entries[:-1], replace(entries[-1], deliveries=[members[-1], digest])], [], now=now)
 
 
 async def claim(

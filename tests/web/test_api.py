@@ -21,9 +21,19 @@ from dispatcher.model.delivery import State
 from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.phase import Phase
 from dispatcher.rules import PlanKey, PlanRules, RouteBook, RuleBook
-from tests.support.builders import NOW, SECOND, a_launch_plan, a_route, a_rule, an_event, an_execution
+from tests.support.builders import (
+    NOW,
+    SECOND,
+    a_digest,
+    a_launch_plan,
+    a_route,
+    a_rule,
+    an_event,
+    an_execution,
+    members_of,
+)
 from tests.support.console import DEAD, ConsoleServer, add_replicas, serve_console
-from tests.support.ledger_steps import an_action, recorded
+from tests.support.ledger_steps import an_action, record_digest, recorded
 
 READER, OPERATOR = "reader-0123456789abcdef", "operator-0123456789abcdef"
 TOKENS = [
@@ -152,6 +162,33 @@ async def test_an_execution_is_explained(console: ConsoleServer) -> None:
     assert {one["state"] for one in explanation["deliveries"]} == {"waiting", "dead"}
     assert (await call(console, "/executions?verdict=matched"))["entries"][0]["deliveries"] == {"waiting": 1, "dead": 1}
     await call(console, "/executions/flytesnacks/production/other", status=404)
+
+
+async def test_a_digest_has_no_execution_and_selects_what_it_tells_of(console: ConsoleServer) -> None:
+    digest = a_digest()
+    await record_digest(console.ledger, digest, *members_of(digest, 3))
+    await console.finish("another", channels=["slack"])
+    members = (await call(console, f"/deliveries?included_in={digest.key}&limit=9"))["entries"]
+    assert [(one["included_in"], one["hold"], one["drop_reason"]) for one in members] == [
+        (digest.key, "digest", "digest")
+    ] * 3
+    executions = (await call(console, f"/executions?included_in={digest.key}"))["entries"]
+    assert {one["execution"]["name"] for one in executions} == {"member0000", "member0001", "member0002"}
+    assert len((await call(console, f"/deliveries?included_in={digest.key}&phase=ABORTED"))["entries"]) == 0
+    (attempted,) = [one for one in await console.deliver("slack", DEAD) if not one.event]
+    shown = await call(console, f"/deliveries/{attempted.key}")
+    assert (shown["execution"], shown["phase"], shown["kind"], shown["state"]) == (None, None, "digest", "dead")
+    assert shown["members"] == {"number": 3, "more": False}
+    found = await call(console, "/deliveries?state=dead")
+    assert {one["event"] for one in found["entries"]} == {"", "flytesnacks/production/another/FAILED"}
+    explained = await call(console, "/executions/flytesnacks/production/member0001")
+    (delivery,) = explained["explanations"][0]["deliveries"]
+    assert delivery["included_in"] == digest.key
+    attempts = [one for one in await console.ledger.queries.latest(limit=9) if one.kind == "attempt"]
+    assert {(one.details["event"], str(one.details["kind"])) for one in attempts} == {
+        ("", "digest"),
+        ("flytesnacks/production/another/FAILED", "notification"),
+    }
 
 
 async def test_a_success_that_led_to_resolved_notices_is_not_one_that_notified_nobody(console: ConsoleServer) -> None:
@@ -447,6 +484,8 @@ async def test_unknown_paths_and_invalid_parameters_are_answered_with_problem_de
 async def test_responses_match_the_openapi_document(console: ConsoleServer) -> None:
     await console.finish("one", channels=["slack", "email"])
     dead = await console.deliver("slack", DEAD)
+    digest = a_digest()
+    await record_digest(console.ledger, digest, *members_of(digest, 1))
     await console.intake.ingest([([("content-type", b"application/cloudevents+json")], b"{oops", "t/0@1")])
     rejected = (await console.ledger.queries.rejected(limit=1)).entries[0]
     schema = schemathesis.openapi.from_dict(await call(console, "/openapi.json"))
@@ -461,6 +500,7 @@ async def test_responses_match_the_openapi_document(console: ConsoleServer) -> N
         ),
         ("/deliveries", "GET", {}),
         ("/deliveries/{key}", "GET", {"key": dead[0].key}),
+        ("/deliveries/{key}", "GET", {"key": digest.key}),
         ("/rejected", "GET", {}),
         ("/rejected/{id}", "GET", {"id": rejected.id}),
         ("/rejected/{id}/replay", "POST", {"id": rejected.id}),

@@ -20,8 +20,10 @@ from dispatcher.ledger import Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
+from tests.support.builders import a_digest, members_of
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.console import DEAD, ConsoleServer, add_busy_day, add_replicas, serve_console
+from tests.support.ledger_steps import record_digest
 from tests.support.pictures import check_picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'"
@@ -92,9 +94,18 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "rules": "/console/rules?launch_plan=flytesnacks/production/train.daily",
         "routes": "/console/rules/routes",
         "owners": "/console/rules/owners",
+        "digest": f"/console/deliveries/{await a_dead_digest(console)}",
         "search": "/console/search?q=nobody",
         "no deliveries": "/console/deliveries?recipient=nobody",
     }
+
+
+async def a_dead_digest(console: ConsoleServer) -> str:
+    """Record a digest that could not be sent, with two members. Return its key."""
+    now = console.clock.now()
+    digest = a_digest(created_at=now, due_at=now, state=State.DEAD, reason="is_archived")
+    await record_digest(console.ledger, digest, *members_of(digest, 2), now=now)
+    return digest.key
 
 
 @needs_a_browser
@@ -363,6 +374,22 @@ def quoted(text: str) -> str:
     from urllib.parse import quote
 
     return quote(text, safe="")
+
+
+async def test_a_digest_leads_to_what_it_tells_of_and_back(console: ConsoleServer) -> None:
+    key = await a_dead_digest(console)
+    digest = await html(console, f"/console/deliveries/{key}")
+    assert f"""It tells of <a href="/console/deliveries?included_in={key}">2 other deliveries</a>""" in digest
+    for path in ("/console/deliveries?state=dead", "/console/redrive?selected=1&key=" + key):
+        assert """<span class="about">Digest</span>""" in await html(console, path), path
+    members = await html(console, f"/console/deliveries?included_in={key}")
+    assert members.count(f"""Told of in\n  <a href="/console/deliveries/{key}">a digest</a>""") == 2
+    execution = await html(console, "/console/executions/flytesnacks/production/member0001")
+    assert f"""<a href="/console/deliveries/{key}">a digest</a>""" in execution
+    (member, _) = (await console.ledger.queries.deliveries(Filter(included_in=key), limit=2)).entries
+    assert f"""<a href="/console/deliveries/{key}">a digest</a>""" in await html(
+        console, f"/console/deliveries/{member.delivery.key}"
+    )
 
 
 async def test_a_message_preview_has_a_policy_that_allows_no_script(console: ConsoleServer) -> None:

@@ -13,6 +13,7 @@ from dispatcher.filters import Criteria
 from dispatcher.ledger import Deed, Rejected
 from dispatcher.ledger.records import Page, TimeBucket
 from dispatcher.model.delivery import DropReason, Kind, State
+from dispatcher.model.hold import HoldReason
 from dispatcher.model.replica import Replica
 from dispatcher.model.waiting import WaitKind
 from dispatcher.operations import MAX_REASON
@@ -62,9 +63,9 @@ class Delivery(_Response):
     """One message on one channel, for example to a Slack channel or to all mail addresses of a rule."""
 
     key: str
-    event: str
-    execution: Execution
-    phase: str
+    event: Annotated[str, Field(description="Empty for a digest, a summary, and a notice about one of these.")]
+    execution: Annotated[Execution | None, Field(description="Null if there is no event.")]
+    phase: Annotated[str | None, Field(description="Null if there is no event.")]
     channel: str
     recipients: Sequence[str]
     addresses: Sequence[str]
@@ -79,6 +80,16 @@ class Delivery(_Response):
     created_at: datetime
     due_at: datetime
     settled_at: datetime | None
+    hold: Annotated[
+        HoldReason | None, Field(description="What holds it back until `due_at`, or held it when it was dropped.")
+    ]
+    held_by: Annotated[str, Field(description="The silence's or digest's id, or whose quiet hours they are.")]
+    held_since: Annotated[datetime | None, Field(description="When it was first held; stays when the hold ends.")]
+    note: Annotated[str, Field(description="What the message says beside its content, such as `held 22:00-07:00`.")]
+    included_in: Annotated[str, Field(description="The key of the delivery that tells of it, such as a digest's.")]
+    fallback_for: Annotated[
+        str, Field(description="The key of the dead delivery that it reports, or in whose place it is.")
+    ]
     waits_for: Annotated[
         Sequence[WaitsFor], Field(description="What it waits for, the most important first; empty if it is finished.")
     ]
@@ -113,6 +124,10 @@ class DeliveryWithHistory(Delivery):
 
 class DeliveryDetails(DeliveryWithHistory):
     """A delivery with its content, attempts and operators' actions."""
+
+    members: Annotated[
+        BoundedCount, Field(description="How many others its message tells of. `included_in` of a search selects them.")
+    ]
 
     content: Annotated[Mapping[str, Any] | None, Field(description="null if the content is not rendered yet.")]
 

@@ -39,6 +39,7 @@ async def get(console: Console, request: Request) -> Response:
         headers=_headers(wire) if wire is not None and is_mail else [],
         wire=wire.decode(errors="replace") if wire is not None else None,
         data=orjson.dumps(content, option=orjson.OPT_INDENT_2).decode(),
+        members_key=delivery.tells_of or delivery.key,
         threaded=bool(delivery.thread),
         leased=delivery.lease is not None and delivery.due_at > now,
     )
@@ -52,6 +53,8 @@ async def message(console: Console, request: Request) -> Response:
 
 
 async def _links(console: Console, delivery: Delivery) -> list[tuple[str, str]]:
+    if not delivery.event:
+        return []
     project, domain, name, _ = delivery.event.split("/")
     execution = ExecutionId(project=project, domain=domain, name=name)
     urls = [stored.event.url for stored in await console.ledger.history.events(execution)]
