@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
-from datetime import UTC, timedelta, tzinfo
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
-from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import (
     AfterValidator,
@@ -16,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    InstanceOf,
     create_model,
     model_validator,
 )
@@ -31,6 +28,7 @@ from dispatcher.model.rate_limit import RateLimit, RateOption
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.model.severity import Severity
 from dispatcher.parsing.duration import Duration
+from dispatcher.parsing.time_zone import TimeZone
 from dispatcher.rendering.context import PROPELLER_LABELS
 from dispatcher.rendering.template_set import TemplateSet
 from dispatcher.rules.matcher import MAX_PATTERN, Matcher, expression
@@ -60,20 +58,6 @@ def _contact_name(name: str) -> str:
 
 ContactName = Annotated[str, AfterValidator(_contact_name)]
 """A rule names a contact in the place of a recipient, so both have the same form."""
-
-
-def _time_zone(name: Any) -> Any:
-    if not isinstance(name, str):
-        return name
-    try:
-        return UTC if name == "UTC" else ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError; a folder of zones is an OSError
-        near = difflib.get_close_matches(name, available_timezones(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "write a name of the IANA database, such as Europe/Berlin"
-        raise ValueError(f"no such time zone; {hint}") from None
-
-
-TimeZone = Annotated[InstanceOf[tzinfo], BeforeValidator(_time_zone)]
 
 
 class IntakeSettings(Section):

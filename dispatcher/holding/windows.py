@@ -1,0 +1,285 @@
+"""Quiet hours: the windows of time in which messages to a contact, or of a route, are held.
+
+A window is written in wall time and computed in instants, so it is right on days on which clocks are changed. A window
+over midnight belongs to the day on which it starts. Its start is inclusive, its end exclusive.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from functools import lru_cache
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, model_validator
+
+from dispatcher.holding.wall_time import first_instant, last_instant
+from dispatcher.model.hold import Quiet
+from dispatcher.parsing.scalars import why_not_text
+from dispatcher.parsing.time_zone import TimeZone
+
+MAX_WINDOWS = 20
+"""A contact or a route has at most this many windows."""
+MAX_DATES = 400
+"""A window names at most this many dates and ranges of dates."""
+LOOK_AHEAD = timedelta(days=31)
+"""Quiet hours are followed for this long. What is held is released sooner (`holds.longest`)."""
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_EVERY_DAY = tuple(range(len(_DAYS)))
+_DAY = timedelta(days=1)
+_WEEK = 7 * _DAY
+_MINUTES = 24 * 60
+"""The minutes of a day on the wall clock."""
+_TIME = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])|(24):(00)", re.ASCII)
+_RANGE = ".."
+_YEARS = range(2000, 2101)
+"""The years that a date may have."""
+_SOME_MONDAY = date(2024, 1, 1)
+
+
+class Dates(NamedTuple):
+    """One date, or a range of dates; both ends belong to it."""
+
+    first: date
+    last: date
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}{_RANGE}{self.last}"
+
+
+def _texts(value: Any) -> list[Any]:
+    """Return the parts of a list, which may also be written as text with commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return value if isinstance(value, list) else [value]
+
+
+def _days(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return value
+    named: set[int] = set()
+    for part in _texts(value):
+        first, dash, last = str(part).lower().partition("-")
+        if first not in _DAYS or (dash and last not in _DAYS):
+            raise ValueError(f"write one of {', '.join(_DAYS)}, or a range such as mon-fri")
+        start, end = _DAYS.index(first), _DAYS.index(last or first)
+        named.update(day % len(_DAYS) for day in range(start, end + 1 if end >= start else end + 1 + len(_DAYS)))
+    if not named:
+        raise ValueError("must not be empty: without days, it is every day")
+    return tuple(sorted(named))
+
+
+def _time(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(why_not_text(value) or "write a time such as 22:00; the end of a day is 24:00")
+    hours, minutes = (int(part) for part in match.groups() if part is not None)
+    return hours * 60 + minutes
+
+
+def _dates(value: Any) -> Any:
+    return value if isinstance(value, tuple) else tuple(_range(part) for part in _texts(value))
+
+
+def _range(value: Any) -> Dates:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        first = last = value
+    else:
+        start, _, end = str(value).partition(_RANGE)
+        try:
+            first, last = date.fromisoformat(start.strip()), date.fromisoformat((end or start).strip())
+        except ValueError:
+            raise ValueError("write a date such as 2026-12-24, or a range such as 2026-12-24..2027-01-02") from None
+    if first > last or first.year not in _YEARS or last.year not in _YEARS:
+        raise ValueError(f"{first}..{last}: the first date comes first, between {_YEARS[0]} and {_YEARS[-1]}")
+    return Dates(first, last)
+
+
+_WallTime = Annotated[int, BeforeValidator(_time)]
+"""Minutes after midnight on the wall clock, written as `22:00`."""
+_DateList = Annotated[tuple[InstanceOf[Dates], ...], BeforeValidator(_dates), Field(max_length=MAX_DATES)]
+
+
+class Window(BaseModel):
+    """Hours of some days, in one time zone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    days: Annotated[tuple[int, ...], BeforeValidator(_days)] = _EVERY_DAY
+    """The days of the week on which the window starts, such as `[mon-fri]`. Without it, every day."""
+    start: _WallTime = Field(0, alias="from")
+    """When it starts. Without it, at the start of the day."""
+    end: _WallTime = Field(_MINUTES, alias="to")
+    """When it ends: on the next day if this is not later than `from`. Without it, at the end of the day, 24:00."""
+    zone: TimeZone
+    """The time zone of these times: a name of the IANA database, such as `Europe/Berlin`."""
+    dates: _DateList = ()
+    """The window starts only on these dates, such as `[2026-12-24..2026-12-26]`. Without it, on every date."""
+    except_: _DateList = Field((), alias="except")
+    """The window does not start on these dates."""
+
+    @model_validator(mode="after")
+    def _is_some_time(self) -> Self:
+        if self.start == _MINUTES:
+            raise ValueError("from: write 00:00 and the next day")
+        if self.start == self.end:
+            raise ValueError("from and to are the same time: leave both out for whole days")
+        if self.dates and not any(day.weekday() in self.days for dates in self.dates for day in _some_days(dates)):
+            raise ValueError("it never starts: none of its dates is on one of its days")
+        return self
+
+    def ends(self, at: datetime) -> datetime | None:
+        """Return when the window ends that is in force at `at`; None if none is."""
+        today = at.astimezone(self.zone).date()
+        # The clocks of a zone may go back over midnight, so a window that starts tomorrow may be in force already.
+        spans = [self.span(day) for day in (today - _DAY, today, today + _DAY) if self._starts_on(day)]
+        return max((end for start, end in spans if start <= at < end), default=None)
+
+    def span(self, day: date) -> tuple[datetime, datetime]:
+        """Return when the window that starts on `day` starts and ends, in UTC. It is never shorter than it says, unless
+        the clocks skip a part of it.
+        """
+        midnight = datetime.combine(day, time())
+        minutes = self.end if self.end > self.start else self.end + _MINUTES
+        start = first_instant(midnight + timedelta(minutes=self.start), self.zone)
+        return start, last_instant(midnight + timedelta(minutes=minutes), self.zone)
+
+    def starts(self, first: date, last: date) -> Iterator[datetime]:
+        """Yield when the window starts on each of these days on which it starts."""
+        yield from (self.span(day)[0] for day in _some_days(Dates(first, last)) if self._starts_on(day))
+
+    def _starts_on(self, day: date) -> bool:
+        if day.weekday() not in self.days:
+            return False
+        return (not self.dates or _names(self.dates, day)) and not _names(self.except_, day)
+
+    def over(self, today: date) -> bool:
+        """True if all its dates are before `today`, so that it never starts again."""
+        return bool(self.dates) and all(dates.last < today for dates in self.dates)
+
+    def __str__(self) -> str:
+        """Return the window in words, such as `mon-fri 22:00-07:00 Europe/Berlin`."""
+        days = "" if self.days == _EVERY_DAY else ",".join(_day_names(self.days))
+        all_day = self.start == 0 and self.end == _MINUTES
+        hours = "all day" if all_day else f"{_clock(self.start)}-{_clock(self.end)}"
+        only = f"on {', '.join(map(str, self.dates))}" if self.dates else ""
+        never = f"except {', '.join(map(str, self.except_))}" if self.except_ else ""
+        return " ".join(filter(None, (days, hours, str(self.zone), only, never)))
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the window as JSON data, in the form in which files write it."""
+        return {
+            "days": _day_names(self.days),
+            "from": _clock(self.start),
+            "to": _clock(self.end),
+            "zone": str(self.zone),
+            "dates": [*map(str, self.dates)],
+            "except": [*map(str, self.except_)],
+        }
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Windows = Annotated[tuple[Window, ...], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_WINDOWS)]
+"""One window, or a list of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuietHours:
+    """The windows of one contact or route."""
+
+    by: str
+    """Whose they are, such as `contact ml-team` or `route nightly`."""
+    windows: tuple[Window, ...]
+
+    def next_opening(self, at: datetime, latest: datetime) -> datetime:
+        """Return the first moment from `at` on at which no window is in force; a moment from `latest` on if there is none
+        before `latest`.
+        """
+        return _next_opening(self.windows, at, latest)
+
+    def without_opening(self, longest: timedelta) -> date | None:
+        """Return a day from which on windows are in force for more than `longest` without a break; None if there is no
+        such day.
+        """
+        return _without_opening(self.windows, longest)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.windows))
+
+    def as_data(self) -> list[dict[str, Any]]:
+        """Return the windows as JSON data."""
+        return [window.as_data() for window in self.windows]
+
+
+def quiet(now: datetime, each: Iterable[Sequence[QuietHours]]) -> Quiet | None:
+    """Return the quiet hours that hold a delivery at `now`; None if there are none.
+
+    `each`: groups of quiet hours. A delivery goes at a moment at which, in each group, at least one has no window in
+    force. The hold is named after the last one that it waited for, and ends after `LOOK_AHEAD` if there is no such moment.
+    """
+    groups = [group for group in each if group]
+    at, by, latest = now, "", now + LOOK_AHEAD
+    waits = bool(groups)
+    while waits and at < latest:
+        waits = False
+        for group in groups:
+            opening, owner = min((one.next_opening(at, latest), one.by) for one in group)
+            if opening > at:
+                at, by, waits = opening, owner, True
+    return Quiet(at, by) if at > now else None
+
+
+def _next_opening(windows: Sequence[Window], at: datetime, latest: datetime) -> datetime:
+    while at < latest and (ends := [end for one in windows if (end := one.ends(at)) is not None]):
+        at = max(ends)
+    return at
+
+
+@lru_cache(maxsize=1024)  # many routes have the same windows
+def _without_opening(windows: tuple[Window, ...], longest: timedelta) -> date | None:
+    """See `QuietHours.without_opening`.
+
+    The windows of one week are those of every week, but for their dates. So two weeks are examined that have none of the
+    dates, and the weeks around each of the dates on which windows start.
+    """
+    named = [dates for window in windows for dates in window.dates]
+    every = [*named, *(dates for window in windows for dates in window.except_)]
+    plain = max((dates.last for dates in every), default=_SOME_MONDAY) + _WEEK
+    for first in (plain, *(dates.first - _WEEK for dates in named)):
+        for window in windows:
+            for start in window.starts(first, first + 3 * _WEEK):
+                if _next_opening(windows, start, start + longest + _DAY) - start > longest:
+                    return start.astimezone(window.zone).date()
+    return None
+
+
+def _names(listed: Sequence[Dates], day: date) -> bool:
+    return any(dates.first <= day <= dates.last for dates in listed)
+
+
+def _some_days(dates: Dates) -> Iterator[date]:
+    """Yield the days of a range, at most those of a month: they have all days of the week."""
+    number = min((dates.last - dates.first).days, 30)
+    return (dates.first + timedelta(days=day) for day in range(number + 1))
+
+
+def _day_names(days: Sequence[int]) -> list[str]:
+    """Return the days as a file could write them: `mon-fri` for several in a row."""
+    names: list[str] = []
+    for day in days:
+        if day - 1 in days:
+            names[-1] = f"{names[-1].partition('-')[0]}-{_DAYS[day]}"
+        else:
+            names.append(_DAYS[day])
+    return names
+
+
+def _clock(minutes: int) -> str:
+    return f"{minutes // 60:02}:{minutes % 60:02}"
