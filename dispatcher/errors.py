@@ -52,3 +52,7 @@ class FlyteAdminUnavailable(Unavailable):
 
 class LedgerIncompatible(DispatcherError):
     """The database was created by a newer or unreleased version, or by another program. A retry won't help."""
+
+
+class SilencesChanged(DispatcherError):
+    """Somebody changed silences after the events were matched, so nothing was recorded: match them anew."""

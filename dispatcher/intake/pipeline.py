@@ -7,24 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
 
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.errors import FlyteAdminUnavailable, LedgerFailed, LedgerRefuses, SlowedDown, Unavailable
+from dispatcher.errors import (
+    FlyteAdminUnavailable,
+    LedgerFailed,
+    LedgerRefuses,
+    SilencesChanged,
+    SlowedDown,
+    Unavailable,
+)
 from dispatcher.intake.evaluator import Decoded, Evaluated, Evaluator, IncomingMessage, IntakeResult, TerminalEvent
 from dispatcher.intake.origin import LookUp
 from dispatcher.intake.source import Batch, Source
-from dispatcher.ledger import Ledger, RecordedEvent, Rejected
+from dispatcher.ledger import Ledger, RecordedEvent, RecordResult, Rejected
 from dispatcher.ledger.brake import Brake
 from dispatcher.ledger.halving import Halving
 from dispatcher.model.delivery import Delivery
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
+from dispatcher.rules.silences import CurrentSilences
 from dispatcher.tracing import OFF, Tracing
 
 log = structlog.get_logger(__name__)
@@ -120,6 +128,7 @@ class Intake:
     look_up: LookUp | None = None
     """Asks FlyteAdmin about an execution. None if FlyteAdmin is not configured."""
     tracing: Tracing = OFF
+    silences: CurrentSilences = field(init=False)
     brake: Brake = field(init=False)
     evaluator: Evaluator = field(init=False)
 
@@ -129,6 +138,8 @@ class Intake:
         evaluator = Evaluator(
             self.ledger, self.rules, self.planner, self.contents, self.clock, brake, self.look_up, self.tracing
         )
+        silences = CurrentSilences(self.ledger.silences, self.clock)
+        object.__setattr__(self, "silences", silences)
         object.__setattr__(self, "brake", brake)
         object.__setattr__(self, "evaluator", evaluator)
 
@@ -208,7 +219,7 @@ class Intake:
         rejected = [entry for entry in results if isinstance(entry, Rejected)]
         record_spans = [entry.span.child("dispatcher.record") for entry in recorded]
         try:
-            record = await self.ledger.record(recorded, rejected, now=self.clock.now())
+            recorded, record = await self._record_by_silences(recorded, rejected)
         except (Unavailable, LedgerFailed):
             for span in record_spans:
                 span.end(failed=True)
@@ -224,6 +235,23 @@ class Intake:
         self.on_batch(batch)
         if record.new:
             self.brake.worked()
+
+    async def _record_by_silences(
+        self, entries: Sequence[RecordedEvent], rejections: Sequence[Rejected]
+    ) -> tuple[list[RecordedEvent], RecordResult]:
+        """Record events with the silences that are for them. If silences are changed meanwhile, find these anew.
+
+        Returns the events as they were recorded, and the result.
+        """
+        while True:
+            book = self.silences.book
+            found = [(entry, book.matching(entry.event)) for entry in entries]
+            silenced = [replace(entry, silences=some) if some else entry for entry, some in found]
+            try:
+                now = self.clock.now()
+                return silenced, await self.ledger.record(silenced, rejections, now=now, silences=book.version)
+            except SilencesChanged:
+                await self.silences.load()
 
     def _halving(self, decided: Sequence[Evaluated], recording: _Recording) -> Halving[Evaluated]:
         """Return what records a batch. A message that the ledger can't write is rejected."""

@@ -53,7 +53,7 @@ def _changes(action: Action) -> dict[str, Any]:
         case Deed.DISMISS:
             reason = literal(f"dismissed {who}; it was dead: ", ForeignText) + deliveries.c.reason
             return {**dropped, "drop_reason": DropReason.DISMISSED, "reason": reason}
-        case Deed.REPLAY | Deed.PURGE:
+        case Deed.REPLAY | Deed.PURGE | Deed.SILENCE | Deed.END_SILENCE | Deed.EXTEND_SILENCE:
             raise AssertionError(f"{action.what} changes no delivery")
 
 

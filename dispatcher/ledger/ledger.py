@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from channels.contract import Content, Thread
+from dispatcher.holding.silences import LONGEST
 from dispatcher.ledger import actions, claim, record, retention
 from dispatcher.ledger.canned import rehearse
 from dispatcher.ledger.checkpoints import Checkpoints
@@ -33,6 +34,7 @@ from dispatcher.ledger.refusals import Refusals
 from dispatcher.ledger.rejected import RejectedMessages
 from dispatcher.ledger.replicas import Replicas
 from dispatcher.ledger.settle import Settlements
+from dispatcher.ledger.silences import Silences
 from dispatcher.ledger.summaries import summary
 from dispatcher.ledger.threads import claimed_thread, first_message
 from dispatcher.ledger.versions import Schema
@@ -54,11 +56,13 @@ class Ledger:
         timeout: timedelta = TIMEOUT,
         password_file: Path | None = None,
         settle_wait: timedelta = timedelta(),
+        longest_hold: timedelta = LONGEST,
     ) -> None:
         """Check the URL, but open no connection yet. Raises SettingsError if the URL can't be used.
 
         `timeout`: maximum time for one statement on PostgreSQL. `password_file`: the file that contains PostgreSQL's
         password. `settle_wait`: on SQLite, settlements wait up to this time to share the transaction of other writes.
+        `longest_hold`: no delivery is held longer.
         """
         self._database = Database(url, timeout, password_file)
         self._settlements = Settlements(self._database, settle_wait)
@@ -70,6 +74,7 @@ class Ledger:
         self.refusals = Refusals(self._database)
         self.replicas = Replicas(self._database)
         self.owners = Owners(self._database)
+        self.silences = Silences(self._database, longest_hold)
 
     async def open(self) -> Self:
         """Create or upgrade the tables. Raises LedgerIncompatible for a ledger that this version can't work with."""
@@ -107,7 +112,12 @@ class Ledger:
     # -- intake
 
     async def record(
-        self, entries: Sequence[RecordedEvent], rejections: Sequence[Rejected], *, now: datetime
+        self,
+        entries: Sequence[RecordedEvent],
+        rejections: Sequence[Rejected],
+        *,
+        now: datetime,
+        silences: int | None = None,
     ) -> RecordResult:
         """Write a batch in one transaction: events with their deliveries, and rejected messages.
 
@@ -115,10 +125,15 @@ class Ledger:
         success also adds a resolved notice for each open thread that it ends. If the success has another delivery to
         the same addresses, only the resolved notice is written. Resolved notices and change events are written without
         content: nothing is planned or rendered in the transaction.
+
+        `silences`: the version of the silences by which `RecordedEvent.silences` was found; None if no event has any.
+        Raises SilencesChanged if the silences have another version by now. Nothing was recorded then.
         """
         if not entries and not rejections:
             return RecordResult()
-        return await self._database.write(partial(record.record, entries=entries, rejections=rejections, now=now))
+        return await self._database.write(
+            partial(record.record, entries=entries, rejections=rejections, now=now, silences=silences)
+        )
 
     async def rehearse(self, channels: Sequence[str], *, now: datetime) -> None:
         """Test the ledger: record a canned event, claim and settle its deliveries, and roll everything back.

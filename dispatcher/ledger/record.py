@@ -21,6 +21,7 @@ from dispatcher.ledger.records import RecordedEvent, RecordResult, Rejected
 from dispatcher.ledger.rejected import rejected_row
 from dispatcher.ledger.rows import delivery_row
 from dispatcher.ledger.schema import contents, deliveries, events, rejected
+from dispatcher.ledger.silences import require_version
 from dispatcher.ledger.statements import insert, insert_new
 from dispatcher.ledger.threads import Subjects
 from dispatcher.model.delivery import Delivery, Kind, State, time_prefixed
@@ -33,9 +34,16 @@ RECIPIENTS_NAMED = 5
 
 
 def record(
-    connection: Connection, entries: Sequence[RecordedEvent], rejections: Sequence[Rejected], *, now: datetime
+    connection: Connection,
+    entries: Sequence[RecordedEvent],
+    rejections: Sequence[Rejected],
+    *,
+    now: datetime,
+    silences: int | None = None,
 ) -> RecordResult:
     """Write a batch: events with their deliveries, and rejected messages. See `Ledger.record`."""
+    if silences is not None:
+        require_version(connection, silences)
     by_key: dict[str, RecordedEvent] = {}
     for entry in entries:
         by_key.setdefault(entry.event.key, entry)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from channels.contract import Thread
+from dispatcher.holding.silences import Silence
 from dispatcher.model.delivery import Delivery, NewVersion, Outage, Outcome, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.owner import UnresolvedOwner
@@ -51,6 +52,9 @@ class RecordedEvent:
     """The fingerprint of the error, such as `v1:5f0c2a9d81e4b637`; empty if the event has no error."""
     cause_name: str = ""
     """A short name of the cause for people; empty if the event has no error."""
+    silences: Sequence[Silence] = ()
+    """The silences whose matcher holds for the event: those that are in force, and those that were or will be
+    (`rules/silences.py`). The ledger does not store them."""
     kind: str = ""
     """The message's type (`decode.type_label`), a label of the metrics. The ledger does not store it."""
     span: Span = NO_SPAN
@@ -210,6 +214,9 @@ class Deed(StrEnum):
     DISMISS = "dismiss"
     REPLAY = "replay"
     PURGE = "purge"
+    SILENCE = "silence"
+    END_SILENCE = "end_silence"
+    EXTEND_SILENCE = "extend_silence"
 
     @property
     def done(self) -> str:
@@ -224,6 +231,9 @@ _DONE = {
     Deed.DISMISS: "dismissed",
     Deed.REPLAY: "replayed",
     Deed.PURGE: "purged",
+    Deed.SILENCE: "silenced",
+    Deed.END_SILENCE: "ended a silence",
+    Deed.EXTEND_SILENCE: "extended a silence",
 }
 
 

@@ -15,13 +15,14 @@ from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import EncodedMessage, Format, write
 from dispatcher.intake.pipeline import CHUNK, BatchResult, Intake
 from dispatcher.intake.source import Batch, RawMessage
-from dispatcher.ledger import Ledger
+from dispatcher.ledger import Deed, Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Options
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
-from tests.support.builders import a_notification, an_event
+from tests.support.builders import a_notification, a_silence, an_event
+from tests.support.ledger_steps import an_action
 
 
 @dataclass
@@ -121,3 +122,18 @@ async def test_between_two_events_other_tasks_run(tmp_path: Path) -> None:
         await intake.evaluate((one.headers, one.value, "here") for one in messages[1:])
 
     assert trace == ["event", "other task", "event", "other task"]
+
+
+async def test_a_silence_that_somebody_else_adds_is_loaded_before_the_next_event_is_recorded(tmp_path: Path) -> None:
+    message = write(an_event(options=Options(notifications=(a_notification(),))), Format.NATIVE)
+    ends = SystemClock().now() + timedelta(hours=1)
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        intake = an_intake(ledger, OneBatch([]))
+        other, mine = (a_silence(name, ends_at=ends, matcher={"project": name}) for name in ("another", "flytesnacks"))
+        for silence in (other, mine):
+            await ledger.silences.add(silence, an_action(Deed.SILENCE))
+        result = await intake.ingest([(message.headers, message.value, "here")])
+
+    assert len(result.new) == 1
+    assert [one.silences for one in result.recorded] == [(mine,)]
+    assert intake.silences.book.version == 2

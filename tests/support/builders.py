@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from dispatcher.holding.silences import Silence
 from dispatcher.model.delivery import Delivery, DropReason, Kind, RuleRef, State, delivery_key
 from dispatcher.model.event import EntityId, Event, ExecutionId, Options
 from dispatcher.model.hold import HoldReason, Then
@@ -130,6 +131,23 @@ def members_of(digest: Delivery, number: int, *, first: int = 0, **fields: Any) 
     told |= {"held_by": digest.key, "hold_then": Then.SUMMARY, "included_in": digest.key}
     events = [an_event(name=f"member{at:04}", launch_plan=a_launch_plan()) for at in range(first, first + number)]
     return [a_delivery(event, channel=digest.channel, to=to, **told | fields) for event in events]
+
+
+def a_silence(identity: str = "5f0c2a9d", *, starts: timedelta = timedelta(), **fields: Any) -> Silence:
+    """A silence of the project of `an_event`, in force for an hour from `NOW` + `starts`."""
+    given: dict[str, Any] = {
+        "id": identity,
+        "matcher": {"project": "flytesnacks"},
+        "author": "ada",
+        "reason": "maintenance",
+        "starts_at": NOW + starts,
+        "ends_at": NOW + starts + timedelta(hours=1),
+        "then": Then.SUMMARY,
+        "created_at": NOW,
+        "begun": False,
+        **fields,
+    }
+    return Silence(**given)
 
 
 SECOND = timedelta(seconds=1)

@@ -1,0 +1,73 @@
+"""Finds the silences of an event. What a silence covers, and when, is `holding/silences.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from dispatcher.clock import Clock
+from dispatcher.holding.silences import Silence
+from dispatcher.ledger.silences import Silences
+from dispatcher.model.event import Event
+from dispatcher.parsing.validation_errors import first_problem
+from dispatcher.rules.matcher import Index, Matcher, all_hold
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SilenceBook:
+    """Silences with their matchers, as they were in the ledger at one version."""
+
+    version: int = 0
+    """How often silences had been changed. The ledger records nothing that was matched by another version."""
+    silences: Sequence[Silence] = ()
+    _index: Index[Silence] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parsed = ((matcher_of(one), one) for one in self.silences)
+        object.__setattr__(self, "_index", Index((matcher, one) for matcher, one in parsed if matcher is not None))
+
+    def matching(self, event: Event) -> tuple[Silence, ...]:
+        """Return the silences whose matcher holds for the event. None holds for a canary event."""
+        if not self.silences or event.is_canary:
+            return ()
+        return tuple(silence for silence, tests in self._index.candidates(event) if all_hold(tests, event))
+
+
+@dataclass(slots=True)
+class CurrentSilences:
+    """The silences as this process loaded them last. They are loaded anew when the ledger says that they have changed
+    (`SilencesChanged`), and not before.
+    """
+
+    stored: Silences
+    clock: Clock
+    book: SilenceBook = field(default_factory=SilenceBook)
+
+    async def load(self) -> SilenceBook:
+        """Load the silences anew. Raises LedgerUnavailable."""
+        version, silences = await self.stored.load(now=self.clock.now())
+        self.book = SilenceBook(version, silences)
+        return self.book
+
+
+def parse_matcher(data: Mapping[str, Any]) -> Matcher:
+    """Return a silence's matcher. Raises ValueError, whose message says what is wrong, also if it has no key."""
+    try:
+        return Matcher.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None
+
+
+def matcher_of(silence: Silence) -> Matcher | None:
+    """Return the matcher of a stored silence; None if a newer version wrote one that this version can't read."""
+    try:
+        return parse_matcher(silence.matcher)
+    except ValueError as error:
+        log.error("a silence can't be read, so it holds nothing", silence=silence.id, reason=str(error))
+        return None

@@ -1,0 +1,47 @@
+"""Which silences are for an event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.model.event import CANARY_DOMAIN, CANARY_PROJECT, Event
+from dispatcher.rules.matcher import Matcher
+from dispatcher.rules.silences import SilenceBook, matcher_of, parse_matcher
+from tests.support.builders import a_silence, an_event, an_execution
+from tests.support.matchers import MATCHERS, events
+
+
+@given(several=st.lists(MATCHERS, max_size=5), pair=events())
+def test_the_silences_of_an_event_are_those_whose_matcher_holds(
+    several: list[dict[str, Any]], pair: tuple[Event, dict[str, Any]]
+) -> None:
+    event, _ = pair
+    silences = [a_silence(str(number), matcher=matcher) for number, matcher in enumerate(several)]
+    hold = [str(number) for number, one in enumerate(several) if Matcher.model_validate(one).holds(event) is True]
+    assert [one.id for one in SilenceBook(1, silences).matching(event)] == hold
+
+
+@pytest.mark.parametrize("empty", [{}, {"project": []}, {"not": {}}, {"labels": {}}, {"error": {}}])
+def test_a_matcher_without_a_key_is_refused(empty: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"no key|empty"):
+        parse_matcher(empty)
+
+
+def test_no_silence_is_for_a_canary_event() -> None:
+    event = an_event().model_copy(update={"execution": an_execution(project=CANARY_PROJECT, domain=CANARY_DOMAIN)})
+    book = SilenceBook(1, [a_silence(matcher={"phase": "FAILED"})])
+    assert book.matching(event) == ()
+    assert [one.id for one in book.matching(an_event())] == ["5f0c2a9d"]
+
+
+def test_a_silence_that_this_version_cannot_read_holds_nothing_and_the_others_hold(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    newer, readable = a_silence("newer", matcher={"cluster": "eu"}), a_silence("readable")
+    assert matcher_of(newer) is None
+    assert [one.id for one in SilenceBook(1, [newer, readable]).matching(an_event())] == ["readable"]
+    assert "newer" in capsys.readouterr().out
