@@ -52,7 +52,7 @@ class Silences:
         """Return silences whose id begins so, and that end after this time, the newest first."""
         query = select(silences).where(silences.c.id.startswith(id_starts, autoescape=True))
         if ended_after is not None:
-            query = query.where(silences.c.ends_at > now - self._longest_hold)
+            query = query.where(silences.c.ends_at > ended_after)
         async with self._database.reading() as connection:
             rows = await connection.execute(query.order_by(silences.c.created_at.desc(), silences.c.id).limit(limit))
             return [_read(row) for row in rows]
