@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from channels.contract import Answer, Receipt
+from dispatcher.holding.silences import LONGEST
 from dispatcher.ledger.claim import claim
 from dispatcher.ledger.engine import RollBack
 from dispatcher.ledger.record import record
@@ -39,7 +40,7 @@ class _CannedSpan(Span):
 def rehearse(connection: Connection, channels: Sequence[str], *, now: datetime) -> None:
     """Record a canned event, claim and settle its deliveries, and raise RollBack. See `Ledger.rehearse`."""
     entries, rejection = _canned(channels, now)
-    record(connection, entries, [rejection], now=now)
+    record(connection, entries, [rejection], now=now, longest=LONGEST)
     until = now + timedelta(minutes=1)
     admission = AdmissionControl(rate_limit=RateLimit(rate=parse_rate("1/s")), destination=_destination, now=now)
     for channel in channels:

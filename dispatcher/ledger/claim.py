@@ -74,7 +74,7 @@ _RESOLVED: ColumnElement[str] = literal_column(f"'{Kind.RESOLVED_NOTICE}'")
 
 
 def earlier_in_thread(before: FromClause) -> ColumnElement[bool]:
-    """SQL condition: `before` is a waiting delivery that goes out before this one of the table `deliveries`.
+    """SQL condition: `before` is a waiting delivery, not held, that goes out before this one of the table `deliveries`.
 
     `before`: an alias of `deliveries`.
     """
@@ -82,6 +82,7 @@ def earlier_in_thread(before: FromClause) -> ColumnElement[bool]:
     return and_(
         before.c.thread == deliveries.c.thread,
         before.c.state == _WAITING,
+        before.c.hold.is_(None),
         or_(
             before.c.thread_at < at,
             and_(before.c.thread_at == at, before.c.kind == _RESOLVED, deliveries.c.kind != _RESOLVED),
@@ -106,6 +107,7 @@ def _due_statement() -> Select[Any]:
             other.c.thread == deliveries.c.thread,
             other.c.key != deliveries.c.key,
             other.c.state == _WAITING,
+            other.c.hold.is_(None),
         )
         .exists()
     )
@@ -128,6 +130,7 @@ def _due_statement() -> Select[Any]:
             deliveries.c.channel == bindparam("channel"),
             deliveries.c.state == _WAITING,
             deliveries.c.due_at <= bindparam("now"),
+            deliveries.c.hold.is_(None),
             or_(deliveries.c.thread.is_(None), ~blocked_by_earlier),
         )
         .order_by(deliveries.c.due_at)
@@ -138,7 +141,8 @@ def _due_statement() -> Select[Any]:
 
 DUE = _due_statement()
 """Selects due deliveries with their contents, if they are rendered, earliest due time first. From each thread, it
-selects only the earliest waiting delivery, so that the messages of a thread are sent in order."""
+selects only the earliest waiting delivery, so that the messages of a thread are sent in order. A held delivery is not
+due, and no delivery of its thread waits for it."""
 DUE_KEYS = DUE.with_only_columns(deliveries.c.key, maintain_column_froms=True)
 """Selects the keys of the same deliveries, and reads nothing else of them."""
 _DUE_AMONG = DUE.where(among(deliveries.c.key, "keys"))
@@ -216,6 +220,7 @@ _BARE = (
         deliveries.c.key == bindparam("only"),
         deliveries.c.state == _WAITING,
         deliveries.c.due_at <= bindparam("now"),
+        deliveries.c.hold.is_(None),
     )
     .with_for_update()
 )

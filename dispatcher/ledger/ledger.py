@@ -64,6 +64,7 @@ class Ledger:
         password. `settle_wait`: on SQLite, settlements wait up to this time to share the transaction of other writes.
         `longest_hold`: no delivery is held longer.
         """
+        self._longest_hold = longest_hold
         self._database = Database(url, timeout, password_file)
         self._settlements = Settlements(self._database, settle_wait)
         self.history = History(self._database)
@@ -126,13 +127,23 @@ class Ledger:
         the same addresses, only the resolved notice is written. Resolved notices and change events are written without
         content: nothing is planned or rendered in the transaction.
 
+        What a silence or quiet hours cover is held, each address apart. A success drops the held failures that it
+        resolves; a failure that would be held is dropped if a success has resolved it before.
+
         `silences`: the version of the silences by which `RecordedEvent.silences` was found; None if no event has any.
         Raises SilencesChanged if the silences have another version by now. Nothing was recorded then.
         """
         if not entries and not rejections:
             return RecordResult()
         return await self._database.write(
-            partial(record.record, entries=entries, rejections=rejections, now=now, silences=silences)
+            partial(
+                record.record,
+                entries=entries,
+                rejections=rejections,
+                now=now,
+                longest=self._longest_hold,
+                silences=silences,
+            )
         )
 
     async def rehearse(self, channels: Sequence[str], *, now: datetime) -> None:

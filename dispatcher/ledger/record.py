@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -16,6 +16,7 @@ from dispatcher.ledger import owners
 from dispatcher.ledger.claim import lease_held
 from dispatcher.ledger.column_types import EncodedJson, to_json
 from dispatcher.ledger.fired import with_fired_routes
+from dispatcher.ledger.holds import HeldFailures, subject_of, with_holds
 from dispatcher.ledger.places import Place, by_place, places, without
 from dispatcher.ledger.records import RecordedEvent, RecordResult, Rejected
 from dispatcher.ledger.rejected import rejected_row
@@ -39,9 +40,13 @@ def record(
     rejections: Sequence[Rejected],
     *,
     now: datetime,
+    longest: timedelta,
     silences: int | None = None,
 ) -> RecordResult:
-    """Write a batch: events with their deliveries, and rejected messages. See `Ledger.record`."""
+    """Write a batch: events with their deliveries, and rejected messages. See `Ledger.record`.
+
+    `longest`: no delivery is held longer.
+    """
     if silences is not None:
         require_version(connection, silences)
     by_key: dict[str, RecordedEvent] = {}
@@ -52,27 +57,39 @@ def record(
     known = Subjects(connection)
     known.load(_subjects(recorded))
     completed = with_fired_routes(known, recorded)
-    added = _add_deliveries(connection, known, completed)
+    added = _add_deliveries(
+        connection,
+        known,
+        completed,
+        [one for entry in completed for one in with_holds(known, entry, now=now, longest=longest)],
+    )
     insert(connection, rejected, [rejected_row(entry) for entry in rejections])
     completed = _with_resolved_notices(completed, added)
     changed = {entry.event.key: entry for entry, before in zip(completed, recorded, strict=True) if entry is not before}
     if changed:
         connection.execute(_COMPLETE, [_completed(entry) for entry in changed.values()])
     owners.add(connection, [one.unresolved_owner for one in completed if one.unresolved_owner is not None])
-    return RecordResult(new, [one for one in added if one.state is State.WAITING], changed)
+    waiting = [one for one in added if one.state is State.WAITING and one.hold is None]
+    return RecordResult(new, waiting, changed)
 
 
 def _subjects(entries: Iterable[RecordedEvent]) -> Iterator[str]:
     """Yield the subjects that recording the events reads or changes."""
     for entry in entries:
-        yield from (one.subject for one in entry.deliveries if one.thread)
+        yield from _subjects_of(entry, entry.deliveries)
         if entry.success is not None:
             yield from entry.success.subjects
         if entry.version is not None:
             yield entry.version.launch_plan
         if entry.streak is not None:
             yield entry.streak.launch_plan
-            yield from (one.subject for route in entry.streak.routes for one in route.deliveries if one.thread)
+            yield from _subjects_of(entry, (one for route in entry.streak.routes for one in route.deliveries))
+
+
+def _subjects_of(entry: RecordedEvent, planned: Iterable[Delivery]) -> Iterator[str]:
+    for one in planned:
+        if (subject := subject_of(one, entry)) or one.thread:
+            yield subject
 
 
 def _with_resolved_notices(entries: Iterable[RecordedEvent], added: Sequence[Delivery]) -> list[RecordedEvent]:
@@ -101,10 +118,14 @@ def _in_words(notices: Sequence[Delivery]) -> str:
     return f"{'1 resolved notice' if len(notices) == 1 else f'{len(notices)} resolved notices'} to {named}"
 
 
-def _add_deliveries(connection: Connection, known: Subjects, entries: Sequence[RecordedEvent]) -> Sequence[Delivery]:
-    """Insert the deliveries of new events, and return these deliveries. `known`: the subjects of the events."""
-    planned = [delivery for entry in entries for delivery in entry.deliveries]
-    failures = [delivery for delivery in planned if delivery.thread]
+def _add_deliveries(
+    connection: Connection, known: Subjects, entries: Sequence[RecordedEvent], planned: Sequence[Delivery]
+) -> Sequence[Delivery]:
+    """Insert the deliveries of new events, and return these deliveries.
+
+    `known`: the subjects of the events. `planned`: their deliveries, some of them held.
+    """
+    failures = [delivery for delivery in planned if delivery.thread or delivery.subject]
     successes = sorted((entry.success for entry in entries if entry.success), key=lambda one: one.started_at)
     runs = {
         (entry.version.launch_plan, entry.version.version): entry.version
@@ -116,20 +137,23 @@ def _add_deliveries(connection: Connection, known: Subjects, entries: Sequence[R
     traces = {entry.event.key: entry.span.trace for entry in entries}
     insert_deliveries(connection, first, traces)
     for delivery in failures:
-        known.record_failure(delivery)
+        if delivery.thread and delivery.state is not State.DROPPED:
+            known.record_failure(delivery)
+    held = HeldFailures(connection, successes)
     notifications = by_place(one for one in planned if one.kind is Kind.NOTIFICATION) if successes else {}
     resolved_notices: list[Delivery] = []
     for success in successes:
+        held.supersede(success)
         ended = [_joined(notice, notifications) for notice in known.record_success(success)]
         insert_deliveries(connection, ended, traces)  # so that the next success sees the threads as ended
         resolved_notices += ended
     known.save()
     notified = by_place(resolved_notices).keys()
-    others = [left for one in planned if not one.thread or not first for left in without(one, notified)]
+    rest = planned if not first else [one for one in planned if not (one.thread or one.subject)]
+    others = [left for one in rest for left in without(one, notified)]
     changes = [one for run in runs.values() if known.record_version(run) for one in run.change_events]
-    rest = [*others, *changes]
-    insert_deliveries(connection, rest, traces)
-    return [*first, *resolved_notices, *rest]
+    insert_deliveries(connection, [*others, *changes], traces)
+    return [*first, *resolved_notices, *others, *changes]
 
 
 def _joined(notice: Delivery, notifications: Mapping[Place, Sequence[Delivery]]) -> Delivery:

@@ -38,7 +38,7 @@ class RecordedEvent:
     """The evaluated rules, each with the keys name, defined_at, phases, channel, recipients, matched and reason."""
     deliveries: Sequence[Delivery]
     success: Success | None = None
-    """Ends open threads, if this event is a success; None for other events."""
+    """Ends open threads and drops held failures, if this event is a success; None for other events."""
     version: NewVersion | None = None
     """The launch plan's version, and the change events that report it if it is new. None if no rule asks for change
     events."""
@@ -68,7 +68,7 @@ class RecordResult:
     new: frozenset[str] = frozenset()
     """Keys of the events that were recorded for the first time."""
     waiting: Sequence[Delivery] = ()
-    """The waiting deliveries of the new events."""
+    """The waiting deliveries of the new events, without those that are held."""
     completed: Mapping[str, RecordedEvent] = field(default_factory=dict)
     """Mapping from the key of each new event that the ledger has completed to the event as it was recorded: with the routes
     that fired after a streak, and with resolved notices in its reason."""

@@ -67,6 +67,11 @@ class Subjects:
         for row in self._connection.execute(_SELECT, {"names": ordered}):
             self._loaded[row.name] = _Status(row.well_since, row.open_since, row.failed_at, row.streak)
 
+    def well_after(self, subject: str, at: datetime) -> bool:
+        """True if the loaded subject has been well since a time after this."""
+        status = self._loaded.get(subject)
+        return status is not None and status.well_since is not None and status.well_since > at
+
     def record_failure(self, delivery: Delivery) -> None:
         """Note that the subject has a thread with this failure, which no success has ended."""
         status, at = self._loaded[delivery.subject], delivery.thread_at or delivery.occurred_at
@@ -77,7 +82,8 @@ class Subjects:
         """Record a success. Returns the resolved notices for the threads that it ends.
 
         A success ends a thread if the thread's newest failure ended before the successful execution started. "Newest"
-        means: among the failures that were sent, are in doubt or wait.
+        means: among the failures that were sent, are in doubt or wait, and those that another message told of. A thread
+        of which everything is held has told nobody anything, so there is nothing to resolve.
         """
         return [notice for subject in success.subjects for notice in self._end_threads(subject, success)]
 
@@ -91,13 +97,15 @@ class Subjects:
             .where(
                 deliveries.c.subject == subject,
                 deliveries.c.thread_at >= status.open_since,
-                or_(deliveries.c.state == State.WAITING, MAY_HAVE_ARRIVED),
+                or_(deliveries.c.state == State.WAITING, MAY_HAVE_ARRIVED, deliveries.c.included_in.is_not(None)),
             )
             .order_by(deliveries.c.thread_at, deliveries.c.kind != Kind.RESOLVED_NOTICE, deliveries.c.key)
         )
-        newest = {row.thread: row for row in self._connection.execute(query)}
+        rows = self._connection.execute(query).all()
+        told = {row.thread for row in rows if row.hold is None or row.included_in}
+        newest = {row.thread: row for row in rows}
         open_threads = [row for row in newest.values() if row.kind != Kind.RESOLVED_NOTICE]
-        ended = [row for row in open_threads if row.thread_at < success.started_at]
+        ended = [row for row in open_threads if row.thread in told and row.thread_at < success.started_at]
         if len(ended) == len(open_threads):
             status.open_since = None
         return [

@@ -178,8 +178,8 @@ class Delivery(NamedTuple):
     """The delivery's place in its thread: for a failure, the time of its end; for a resolved notice, the time at which
     the successful execution started. None if the delivery has no thread."""
     subject: str = ""
-    """What the thread is about: a launch plan or an execution (`EntityId.key`, `execution_subject`). Empty if
-    the delivery has no thread."""
+    """What the thread is about: a launch plan or an execution (`EntityId.key`, `execution_subject`). A failure that may be
+    held has a subject without a thread too, so that a success can drop it. Empty for every other delivery."""
     fallback_for: str = ""
     """The key of the delivery that this message reports, if it is a notice to fallback recipients. Of a digest or summary
     on a fallback channel, the key of the one in whose place it is. Otherwise empty."""
@@ -275,7 +275,9 @@ class OpenThread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Success:
-    """A success of an execution. It ends threads about its subjects; which ones, only the ledger knows."""
+    """A success of an execution. It ends threads about its subjects and drops their held failures; which ones, only the
+    ledger knows.
+    """
 
     event: str
     """The key of the event that reports the success."""

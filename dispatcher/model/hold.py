@@ -38,6 +38,16 @@ def most_telling(*each: Then | None) -> Then | None:
     return max(given, key=list(Then).index, default=None)
 
 
+class Hold(NamedTuple):
+    """What holds a delivery back, and what becomes of the delivery at the end."""
+
+    reason: HoldReason
+    by: str
+    """The silence's id, whose quiet hours they are, or the digest's id."""
+    until: datetime
+    then: Then
+
+
 class Quiet(NamedTuple):
     """Quiet hours that hold a delivery now."""
 

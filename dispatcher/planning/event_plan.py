@@ -6,10 +6,10 @@ its recipients, and gets the highest severity that one of them gives.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from types import MappingProxyType
+from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from channels.contract import UnknownRecipient
@@ -23,7 +23,7 @@ from dispatcher.model.delivery import (
     thread_key,
     time_prefixed,
 )
-from dispatcher.model.event import Event
+from dispatcher.model.event import Event, possible
 from dispatcher.model.phase import Phase
 from dispatcher.model.severity import highest
 from dispatcher.planning.contacts import NO_OPTIONS, Options, Recipient
@@ -32,9 +32,6 @@ from dispatcher.rules import Rule
 
 if TYPE_CHECKING:
     from dispatcher.planning.planner import Planner
-
-MAX_AHEAD = timedelta(minutes=1)
-"""How far Flyte's clocks may be ahead of this one. The order of a thread's messages depends on Flyte's clocks alone."""
 
 
 @dataclass(slots=True)
@@ -242,11 +239,3 @@ class EventPlan:
             reason=dead,
             severity=first.severity,
         )
-
-
-def possible(at: datetime, now: datetime) -> datetime:
-    """Return an event's time, or `now` if the time is more than `MAX_AHEAD` in the future.
-
-    Such a time comes from a wrong clock. It would make all failures until then look older than a success.
-    """
-    return at if at <= now + MAX_AHEAD else now

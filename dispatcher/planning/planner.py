@@ -24,12 +24,12 @@ from dispatcher.model.delivery import (
     delivery_key,
     execution_subject,
 )
-from dispatcher.model.event import Event, shortened
+from dispatcher.model.event import Event, possible, shortened
 from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.phase import Phase
 from dispatcher.model.streak import StreakEvent, StreakRoute
 from dispatcher.planning.contacts import NO_CONTACTS, Contacts, Recipient
-from dispatcher.planning.event_plan import EventPlan, possible
+from dispatcher.planning.event_plan import EventPlan
 from dispatcher.planning.summary_plan import summary_instead, summary_notices
 from dispatcher.planning.targets import Address, Target, find_target
 from dispatcher.rules import Rule
@@ -138,12 +138,13 @@ class Planner:
         )
 
     def success(self, event: Event, *, now: datetime) -> Success | None:
-        """Return what the ledger needs to end threads after a success.
+        """Return what the ledger needs after a success, to end threads and to drop held failures.
 
         A success ends threads about its launch plan. A recovery or relaunch also ends threads about the execution that
-        it goes back to. None if the event is not a success, has no such subject, or if no channel has threads.
+        it goes back to. On every channel, it drops the held failures of the same. None if the event is not a success, or
+        has no such subject.
         """
-        if event.phase is not Phase.SUCCEEDED or not self.thread_by:
+        if event.phase is not Phase.SUCCEEDED:
             return None
         subjects = []
         if event.launch_plan is not None:

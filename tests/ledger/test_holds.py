@@ -1,0 +1,166 @@
+"""Held deliveries: not claimed, in nobody's way, dropped by the success that resolves them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dispatcher.holding.silences import Silence
+from dispatcher.ledger import Filter, Ledger, RecordedEvent
+from dispatcher.model.delivery import Delivery, DropReason, Kind, State, Success
+from dispatcher.model.event import Event
+from dispatcher.model.hold import HoldReason, Quiet, Then
+from dispatcher.model.phase import Phase
+from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, a_silence, an_event
+from tests.support.ledger_steps import MINUTE, SENT, claim, claim_slack, recorded, settlement
+
+PLAN = a_launch_plan()
+LATER = NOW + 60 * MINUTE
+
+
+def an_end(name: str, at: int, phase: Phase = Phase.FAILED) -> Event:
+    """An execution of the launch plan ended `at` seconds after NOW."""
+    return an_event(phase, name=name, launch_plan=PLAN).model_copy(update={"occurred_at": NOW + at * SECOND})
+
+
+def failure(name: str, at: int = 0, *silences: Silence, to: Sequence[str] = ("#ml",)) -> RecordedEvent:
+    """It failed `at` seconds after NOW: a message to a channel of Slack, in the launch plan's thread; other recipients
+    get a mail, together.
+    """
+    event = an_end(name, at)
+    thread = {"thread": "ml", "subject": PLAN.key}
+    chats = [
+        a_delivery(event, channel="slack", to=one, occurred_at=event.occurred_at, **thread) for one in to if "#" in one
+    ]
+    mails = tuple(one for one in to if "#" not in one)
+    mail = a_delivery(event, to=" ".join(mails), recipients=mails, addresses=mails, occurred_at=event.occurred_at)
+    return replace(recorded(*chats, *([mail] if mails else []), event=event), silences=silences)
+
+
+def success(name: str, at: int, *, started: int | None = None) -> RecordedEvent:
+    event = an_end(name, at, Phase.SUCCEEDED)
+    facts = Success(
+        event=event.key,
+        occurred_at=event.occurred_at,
+        started_at=NOW + (at if started is None else started) * SECOND,
+        subjects=(PLAN.key,),
+        channels=frozenset({"slack"}),
+        recorded_at=NOW,
+    )
+    return replace(recorded(event=event), success=facts)
+
+
+async def stored(ledger: Ledger) -> dict[str, Delivery]:
+    """The deliveries, by execution, kind if it is no notification, and address."""
+    return {
+        " ".join(
+            [one.event.split("/")[2], *([one.kind] if one.kind is not Kind.NOTIFICATION else []), *one.addresses]
+        ): one
+        for one in (found.delivery for found in await ledger.history.find(Filter(), limit=99))
+    }
+
+
+def states(found: dict[str, Delivery]) -> dict[str, str]:
+    """Their states; `held` if they are, and why they were dropped."""
+    return {
+        name: "held" if one.state is State.WAITING and one.hold else (one.drop_reason or one.state)
+        for name, one in found.items()
+    }
+
+
+async def test_what_a_silence_covers_is_held_for_each_address_and_not_claimed(ledger: Ledger) -> None:
+    result = await ledger.record([failure("a", 0, a_silence(), to=("#ml", "x@x.com", "y@x.com"))], [], now=NOW)
+
+    assert result.waiting == []
+    found = await stored(ledger)
+    assert states(found) == {"a #ml": "held", "a x@x.com": "held", "a y@x.com": "held"}
+    assert {(one.hold, one.held_by, one.held_since, one.due_at, one.hold_then) for one in found.values()} == {
+        (HoldReason.SILENCE, "5f0c2a9d", NOW, LATER, Then.SUMMARY)
+    }
+    assert {one.subject for one in found.values()} == {PLAN.key}
+    assert await claim(ledger, now=LATER + MINUTE) == []  # even after its end: only the releaser releases it
+    key = found["a x@x.com"].key
+    assert await ledger.due("email", now=LATER + MINUTE, limit=9) == []
+    assert await ledger.claim_bare(key, lease="me", now=LATER + MINUTE, until=LATER + 2 * MINUTE) is None
+
+
+async def test_quiet_hours_hold_one_address_and_let_the_other_through(ledger: Ledger) -> None:
+    quiet = a_delivery(to="x@x.com", quiet=Quiet(LATER, "contact ml"))
+    loud = a_delivery(to="y@x.com")
+    await ledger.record([recorded(quiet, loud)], [], now=NOW)
+    assert [one.addresses for one in await claim(ledger)] == [("y@x.com",)]
+    held = (await stored(ledger))["akx7b9q2vjt5fm4c8h2d x@x.com"]
+    assert (held.hold, held.held_by, held.due_at, held.hold_then) == (
+        HoldReason.WINDOW,
+        "contact ml",
+        LATER,
+        Then.SUMMARY,
+    )
+
+
+async def test_a_held_one_keeps_nobody_in_its_thread_waiting(ledger: Ledger) -> None:
+    await ledger.record([failure("a", 0, a_silence()), failure("b", 1)], [], now=NOW)
+    (one,) = (await claim_slack(ledger)).deliveries
+    assert (one.event, one.blocks_thread) == (an_end("b", 1).key, False)
+    claimed = await ledger.thread(one)
+    assert claimed is not None
+    assert claimed.thread.earlier == ()
+
+
+async def test_a_success_drops_what_is_held_and_tells_only_who_was_told(ledger: Ledger) -> None:
+    silence = a_silence()
+    everybody = ("#ml", "x@x.com")
+    held = [failure("a", 1, silence, to=everybody), failure("late", 9, silence, to=everybody)]
+    await ledger.record([*held, success("b", 5)], [], now=NOW)  # in one batch, and again apart
+
+    assert states(await stored(ledger)) == {
+        "a #ml": "superseded",
+        "a x@x.com": "superseded",
+        "late #ml": "held",
+        "late x@x.com": "held",
+    }
+    dropped = (await stored(ledger))["a x@x.com"]
+    assert (dropped.reason, dropped.hold, dropped.held_by) == (
+        "resolved before it was sent",
+        HoldReason.SILENCE,
+        "5f0c2a9d",
+    )
+    await ledger.record([success("c", 20, started=8)], [], now=NOW)  # it had started when `late` failed
+    assert states(await stored(ledger))["late x@x.com"] == "held"
+    await ledger.record([success("d", 20, started=10)], [], now=NOW)
+    assert set(states(await stored(ledger)).values()) == {"superseded"}
+
+
+async def test_a_thread_of_which_something_was_sent_is_resolved_when_nothing_later_is_held(ledger: Ledger) -> None:
+    await ledger.record([failure("sent", 1)], [], now=NOW)
+    (one,) = (await claim_slack(ledger)).deliveries
+    await ledger.settle(settlement(one, SENT))
+    await ledger.record([failure("held", 5, a_silence())], [], now=NOW)
+    await ledger.record([success("b", 6, started=3)], [], now=NOW)  # the held one is newer: nothing is resolved
+    assert states(await stored(ledger)) == {"sent #ml": "sent", "held #ml": "held"}
+    await ledger.record([success("c", 7)], [], now=NOW)
+    assert states(await stored(ledger)) == {
+        "sent #ml": "sent",
+        "held #ml": "superseded",
+        "c resolved_notice #ml": "waiting",
+    }
+
+
+async def test_a_failure_that_is_resolved_already_is_not_even_held(ledger: Ledger) -> None:
+    await ledger.record([success("b", 5)], [], now=NOW)
+    result = await ledger.record([failure("a", 1, a_silence(), to=("#ml", "x@x.com"))], [], now=NOW)
+    assert result.waiting == []
+    found = await stored(ledger)
+    assert set(states(found).values()) == {DropReason.SUPERSEDED}
+    assert {(one.hold, one.held_by, one.due_at) for one in found.values()} == {(HoldReason.SILENCE, "5f0c2a9d", NOW)}
+    await ledger.record([success("c", 9)], [], now=NOW)  # and the thread is not open
+    assert set(states(await stored(ledger)).values()) == {DropReason.SUPERSEDED}
+
+
+async def test_a_success_that_a_rule_asks_for_is_held_and_never_superseded(ledger: Ledger) -> None:
+    asked = success("b", 5)
+    event = asked.event
+    mail = a_delivery(event, to="x@x.com", occurred_at=event.occurred_at)
+    await ledger.record([replace(asked, deliveries=[mail], silences=[a_silence()])], [], now=NOW)
+    await ledger.record([success("c", 9)], [], now=NOW)
+    assert states(await stored(ledger)) == {"b x@x.com": "held"}
