@@ -7,7 +7,6 @@ follows are its members. When it closes, the next one opens at once. The burst i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -32,7 +31,7 @@ class DigestState:
     channel: str
     address: str
     options: DigestOptions
-    recent: Sequence[Recent] = ()
+    recent: tuple[Recent, ...] = ()
     """The messages that went out at once within `options.within`, oldest first, at most `options.after`."""
     opened_at: datetime | None = None
     """When the newest digest opened; None if there was none. No two digests of an address have the same time."""
@@ -49,11 +48,15 @@ class DigestState:
         opened = self.opened_at.astimezone(UTC).isoformat()
         return delivery_key("", f"digest {self.channel}", (self.address, opened))
 
+    def with_options(self, options: DigestOptions) -> DigestState:
+        """Return the state with other options. The open digest closes when it would have."""
+        return replace(self, options=options)
+
     def admit(self, key: str, now: datetime) -> DigestState:
         """Return the state after a message. It is a member of the open digest, if the new state has one."""
         if self.closes_at is not None:
             return self
-        recent = [one for one in self.recent if one.at > now - self.options.within]
+        recent = tuple(one for one in self.recent if one.at > now - self.options.within)
         if len(recent) < self.options.after:
             return replace(self, recent=(*recent, Recent(now, key)))
         return replace(self, recent=recent).opened(key, now)

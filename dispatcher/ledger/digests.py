@@ -1,0 +1,228 @@
+"""Decides which new messages are members of digests, within a transaction of the ledger.
+
+A transaction locks the digests of all addresses that it concerns at once, after the subjects and before held deliveries
+(`holds.py`). So of two replicas, the second sees what the first has recorded. A digest closes either after a message
+joins it, or before: then the message joins the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, bindparam, func, literal_column, or_, select
+
+from dispatcher.holding.covering import held, may_be_held
+from dispatcher.holding.digests import DigestState, Recent
+from dispatcher.ledger.schema import deliveries, digests
+from dispatcher.ledger.statements import among, insert
+from dispatcher.ledger.threads import MAY_HAVE_ARRIVED
+from dispatcher.model.delivery import Delivery, Kind, State
+from dispatcher.model.hold import DigestOptions, Hold, HoldReason, Then
+
+Address = tuple[str, str]
+"""A channel and an address on it."""
+
+
+class Digests:
+    """The digests of some addresses in one transaction. `save` writes those that changed."""
+
+    def __init__(self, connection: Connection, now: datetime) -> None:
+        self._connection = connection
+        self._now = now
+        self._loaded: dict[Address, DigestState] = {}
+        self._changed: set[Address] = set()
+
+    def lock(self, planned: Iterable[Delivery] = (), others: Iterable[Address] = ()) -> None:
+        """Read the digests that messages may join, and lock their rows until the transaction ends.
+
+        `planned`: new deliveries; the options of their contacts hold from now on. `others`: addresses that may have
+        digests. Call it once: every transaction locks rows in the same order, which prevents deadlocks.
+        """
+        options = {_address(one): one.digest for one in planned if one.digest is not None and len(one.addresses) == 1}
+        new = [DigestState(channel=place[0], address=place[1], options=given) for place, given in options.items()]
+        insert(self._connection, digests, sorted(map(_row, new), key=lambda row: (row["channel"], row["address"])))
+        by_channel: dict[str, list[str]] = {}
+        for channel, address in {*options, *others}:
+            by_channel.setdefault(channel, []).append(address)
+        for channel, addresses in sorted(by_channel.items()):
+            for row in self._connection.execute(_LOCK, {"of": channel, "addresses": addresses}):
+                self._load(_state(row), options.get((channel, row.address)))
+
+    def _load(self, state: DigestState, options: DigestOptions | None) -> None:
+        place = (state.channel, state.address)
+        self._loaded[place] = state
+        if options is not None and options != state.options:
+            self[place] = state.with_options(options)
+
+    def __getitem__(self, place: Address) -> DigestState | None:
+        """The state of a locked address; None if it has no digests."""
+        return self._loaded.get(place)
+
+    def __setitem__(self, place: Address, state: DigestState) -> None:
+        if state != self._loaded[place]:
+            self._loaded[place] = state
+            self._changed.add(place)
+
+    def save(self) -> None:
+        """Write the states that changed."""
+        insert(self._connection, digests, [_row(self._loaded[place]) for place in sorted(self._changed)], overwrite=True)
+        self._changed.clear()
+
+    # -- new messages
+
+    def hold(self, place: Address, key: str) -> Hold | None:
+        """Count a message that would go out now. Returns the hold if it is a member of a digest; None if it goes.
+
+        `key`: the key of its delivery.
+        """
+        state = self[place]
+        if state is None:
+            return None
+        self[place] = state = state.admit(key, self._now)
+        return _hold(state)
+
+    def admitted(self, planned: Iterable[Delivery], unless_resolved: Callable[[Delivery], Delivery]) -> list[Delivery]:
+        """Return new deliveries, with those held that are members of digests.
+
+        `unless_resolved`: returns a member, or drops it if a recorded success has resolved it.
+        """
+        return [self._admitted(one, unless_resolved) for one in planned]
+
+    def _admitted(self, delivery: Delivery, unless_resolved: Callable[[Delivery], Delivery]) -> Delivery:
+        if delivery.digest is None or delivery.hold is not None or not may_be_held(delivery):
+            return delivery
+        place = _address(delivery)
+        before = self[place]
+        if before is None or (hold := self.hold(place, delivery.key)) is None:
+            return delivery
+        member = unless_resolved(held(delivery, hold, self._now))
+        if member.state is not State.WAITING:
+            self[place] = before  # it opens no digest
+        return member
+
+    def with_resolved_notices(self, notices: Iterable[Delivery]) -> list[Delivery]:
+        """Return new resolved notices, with those held that resolve only what digests told of.
+
+        They join the open digest, or open one. A notice goes out at once if a failure of its thread was sent singly.
+        """
+        return [self._with_notice(notice) for notice in notices]
+
+    def _with_notice(self, notice: Delivery) -> Delivery:
+        place = _address(notice)
+        state = self[place]
+        if state is None or len(notice.addresses) != 1 or not (told_in := _told_only_in(self._connection, notice)):
+            return notice
+        self[place] = state = state.opened(told_in, self._now)
+        hold = _hold(state)
+        return notice if hold is None else held(notice, hold, self._now)
+
+
+def _address(delivery: Delivery) -> Address:
+    return (delivery.channel, delivery.addresses[0] if delivery.addresses else "")
+
+
+def _hold(state: DigestState) -> Hold | None:
+    return None if state.closes_at is None else Hold(HoldReason.DIGEST, state.open_id, state.closes_at, Then.SUMMARY)
+
+
+# -- threads that digests told of
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def told_of(connection: Connection, open_since: Mapping[str, datetime]) -> set[Address]:
+    """Return the addresses whose digests have told of failures, or may tell of them.
+
+    `open_since`: the subjects of the failures, each with the time from which on its threads are open.
+    """
+    return {
+        (row.channel, row.addresses[0])
+        for subject, since in open_since.items()
+        for row in connection.execute(_TOLD_OF, {"about": subject, "since": since})
+        if row.addresses
+    }
+
+
+_DIGEST = literal_column(f"'{HoldReason.DIGEST}'")
+_WAITING = literal_column(f"'{State.WAITING}'")
+_TOLD_OF = (
+    select(deliveries.c.channel, deliveries.c.addresses)
+    .where(
+        deliveries.c.subject == bindparam("about"),
+        deliveries.c.thread_at >= bindparam("since"),
+        or_(deliveries.c.included_in.is_not(None), and_(deliveries.c.state == _WAITING, deliveries.c.hold == _DIGEST)),
+    )
+    .distinct()
+)
+
+
+def _told_only_in(connection: Connection, notice: Delivery) -> str:
+    """Return the key of the last digest that told of what the notice resolves; empty if a message told of it singly."""
+    parameters: dict[str, Any] = {"in_thread": notice.thread}
+    parameters["since"] = connection.scalar(_RESOLVED_AT, parameters) or _EPOCH
+    if connection.scalar(_TOLD_SINGLY, parameters) is not None:
+        return ""
+    return connection.scalar(_TOLD_IN_DIGEST, parameters) or ""
+
+
+_RESOLVED_AT = select(func.max(deliveries.c.thread_at)).where(
+    deliveries.c.thread == bindparam("in_thread"),
+    deliveries.c.kind == Kind.RESOLVED_NOTICE,
+    or_(deliveries.c.state == State.SENT, deliveries.c.state == _WAITING, deliveries.c.included_in.is_not(None)),
+)
+_FAILURES = (
+    deliveries.c.thread == bindparam("in_thread"),
+    deliveries.c.kind != Kind.RESOLVED_NOTICE,
+    deliveries.c.thread_at >= bindparam("since"),
+)
+_TOLD_SINGLY = (
+    select(deliveries.c.key)
+    .where(*_FAILURES, or_(MAY_HAVE_ARRIVED, and_(deliveries.c.state == _WAITING, deliveries.c.hold.is_(None))))
+    .limit(1)
+)
+_message = deliveries.alias("message")
+_TOLD_IN_DIGEST = (
+    select(_message.c.key)
+    .join(deliveries, deliveries.c.included_in == _message.c.key)
+    .where(*_FAILURES, _message.c.kind == Kind.DIGEST)
+    .order_by(deliveries.c.thread_at.desc(), deliveries.c.key)
+    .limit(1)
+)
+
+
+# -- rows
+
+_LOCK = (
+    select(digests)
+    .where(digests.c.channel == bindparam("of"), among(digests.c.address, "addresses"))
+    .order_by(digests.c.address)
+    .with_for_update()
+)
+
+
+def _row(state: DigestState) -> dict[str, Any]:
+    after, within, every = state.options
+    return {
+        "channel": state.channel,
+        "address": state.address,
+        "recent": [[one.at.isoformat(), one.key] for one in state.recent],
+        "opened_at": state.opened_at,
+        "closes_at": state.closes_at,
+        "options": [after, within.total_seconds(), every.total_seconds()],
+        "first_key": state.first_key,
+    }
+
+
+def _state(row: Row[Any]) -> DigestState:
+    after, within, every = row.options
+    return DigestState(
+        channel=row.channel,
+        address=row.address,
+        options=DigestOptions(after, timedelta(seconds=within), timedelta(seconds=every)),
+        recent=tuple(Recent(datetime.fromisoformat(at), key) for at, key in row.recent),
+        opened_at=row.opened_at,
+        closes_at=row.closes_at,
+        first_key=row.first_key,
+    )
