@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, literal_column, or_, select
 
 from dispatcher.holding.covering import held, may_be_held
 from dispatcher.holding.digests import DigestState, Recent
@@ -67,7 +67,9 @@ class Digests:
 
     def save(self) -> None:
         """Write the states that changed."""
-        insert(self._connection, digests, [_row(self._loaded[place]) for place in sorted(self._changed)], overwrite=True)
+        insert(
+            self._connection, digests, [_row(self._loaded[place]) for place in sorted(self._changed)], overwrite=True
+        )
         self._changed.clear()
 
     # -- new messages
@@ -145,14 +147,15 @@ def told_of(connection: Connection, open_since: Mapping[str, datetime]) -> set[A
     }
 
 
-_DIGEST = literal_column(f"'{HoldReason.DIGEST}'")
-_WAITING = literal_column(f"'{State.WAITING}'")
+_DIGEST: ColumnElement[str] = literal_column(f"'{HoldReason.DIGEST}'")
+_WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
 _TOLD_OF = (
     select(deliveries.c.channel, deliveries.c.addresses)
     .where(
         deliveries.c.subject == bindparam("about"),
         deliveries.c.thread_at >= bindparam("since"),
         or_(deliveries.c.included_in.is_not(None), and_(deliveries.c.state == _WAITING, deliveries.c.hold == _DIGEST)),
+        select(digests.c.channel).exists(),  # reads nothing else if no address has digests
     )
     .distinct()
 )

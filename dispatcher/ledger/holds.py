@@ -16,7 +16,7 @@ from dispatcher.ledger.records import RecordedEvent
 from dispatcher.ledger.schema import deliveries
 from dispatcher.ledger.statements import among
 from dispatcher.ledger.threads import Subjects
-from dispatcher.model.delivery import Delivery, DropReason, State, Success, execution_subject
+from dispatcher.model.delivery import Delivery, DropReason, Kind, State, Success, execution_subject
 from dispatcher.model.event import Event, possible
 from dispatcher.model.phase import Phase
 
@@ -35,7 +35,8 @@ def subject_of(delivery: Delivery, entry: RecordedEvent) -> str:
 
     That is the subject of its thread. Without a thread it is the launch plan; the execution, if the event names none.
     """
-    if delivery.subject or not may_hold(delivery, entry) or entry.event.phase is Phase.SUCCEEDED:
+    is_failure = delivery.kind is Kind.NOTIFICATION and entry.event.phase is not Phase.SUCCEEDED
+    if delivery.subject or not is_failure or not may_hold(delivery, entry):
         return delivery.subject
     return _subject(entry.event)
 
@@ -56,8 +57,12 @@ def with_holds(known: Subjects, entry: RecordedEvent, *, now: datetime, longest:
             continue
         with_subject = delivery._replace(subject=subject_of(delivery, entry))
         for one in at_recording(with_subject, entry.silences, now=now, longest=longest):
-            resolved = one.hold is not None and known.well_after(one.subject, ended_at(one, now))
-            yield _superseded(one, now) if resolved else one
+            yield one if one.hold is None else unless_resolved(known, one, now)
+
+
+def unless_resolved(known: Subjects, delivery: Delivery, now: datetime) -> Delivery:
+    """Return a held delivery. It is dropped if it is a failure that a recorded success has resolved."""
+    return _superseded(delivery, now) if known.well_after(delivery.subject, ended_at(delivery, now)) else delivery
 
 
 def ended_at(delivery: Delivery, now: datetime) -> datetime:
@@ -101,7 +106,7 @@ _HELD = (
         deliveries.c.occurred_at,
         deliveries.c.held_since,
     )
-    .where(among(deliveries.c.subject, "subjects"), *IS_HELD)
+    .where(among(deliveries.c.subject, "subjects"), *IS_HELD, deliveries.c.kind != Kind.RESOLVED_NOTICE)
     .order_by(deliveries.c.key)
     .with_for_update()
 )

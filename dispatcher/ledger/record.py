@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import orjson
@@ -15,8 +16,9 @@ from channels.contract import Content
 from dispatcher.ledger import owners
 from dispatcher.ledger.claim import lease_held
 from dispatcher.ledger.column_types import EncodedJson, to_json
+from dispatcher.ledger.digests import Digests, told_of
 from dispatcher.ledger.fired import with_fired_routes
-from dispatcher.ledger.holds import HeldFailures, subject_of, with_holds
+from dispatcher.ledger.holds import HeldFailures, subject_of, unless_resolved, with_holds
 from dispatcher.ledger.places import Place, by_place, places, without
 from dispatcher.ledger.records import RecordedEvent, RecordResult, Rejected
 from dispatcher.ledger.rejected import rejected_row
@@ -57,12 +59,8 @@ def record(
     known = Subjects(connection)
     known.load(_subjects(recorded))
     completed = with_fired_routes(known, recorded)
-    added = _add_deliveries(
-        connection,
-        known,
-        completed,
-        [one for entry in completed for one in with_holds(known, entry, now=now, longest=longest)],
-    )
+    planned = [one for entry in completed for one in with_holds(known, entry, now=now, longest=longest)]
+    added = _add_deliveries(connection, known, completed, planned, now)
     insert(connection, rejected, [rejected_row(entry) for entry in rejections])
     completed = _with_resolved_notices(completed, added)
     changed = {entry.event.key: entry for entry, before in zip(completed, recorded, strict=True) if entry is not before}
@@ -119,19 +117,26 @@ def _in_words(notices: Sequence[Delivery]) -> str:
 
 
 def _add_deliveries(
-    connection: Connection, known: Subjects, entries: Sequence[RecordedEvent], planned: Sequence[Delivery]
+    connection: Connection,
+    known: Subjects,
+    entries: Sequence[RecordedEvent],
+    planned: Sequence[Delivery],
+    now: datetime,
 ) -> Sequence[Delivery]:
     """Insert the deliveries of new events, and return these deliveries.
 
     `known`: the subjects of the events. `planned`: their deliveries, some of them held.
     """
-    failures = [delivery for delivery in planned if delivery.thread or delivery.subject]
     successes = sorted((entry.success for entry in entries if entry.success), key=lambda one: one.started_at)
     runs = {
         (entry.version.launch_plan, entry.version.version): entry.version
         for entry in reversed(entries)
         if entry.version
     }
+    digests = Digests(connection, now)
+    digests.lock(planned, told_of(connection, known.open_since(successes)))
+    members = partial(digests.admitted, unless_resolved=lambda one: unless_resolved(known, one, now))
+    failures = members(one for one in planned if one.thread or one.subject)
     # If the batch has a success, failures are inserted first, so that `record_success` finds the failures' threads.
     first = failures if successes else []
     traces = {entry.event.key: entry.span.trace for entry in entries}
@@ -145,15 +150,17 @@ def _add_deliveries(
     for success in successes:
         held.supersede(success)
         ended = [_joined(notice, notifications) for notice in known.record_success(success)]
+        ended = digests.with_resolved_notices(ended)
         insert_deliveries(connection, ended, traces)  # so that the next success sees the threads as ended
         resolved_notices += ended
     known.save()
     notified = by_place(resolved_notices).keys()
-    rest = planned if not first else [one for one in planned if not (one.thread or one.subject)]
-    others = [left for one in rest for left in without(one, notified)]
+    others = members(left for one in planned if not (one.thread or one.subject) for left in without(one, notified))
+    digests.save()
     changes = [one for run in runs.values() if known.record_version(run) for one in run.change_events]
-    insert_deliveries(connection, [*others, *changes], traces)
-    return [*first, *resolved_notices, *others, *changes]
+    rest = [*(failures if not first else []), *others, *changes]
+    insert_deliveries(connection, rest, traces)
+    return [*first, *resolved_notices, *rest]
 
 
 def _joined(notice: Delivery, notifications: Mapping[Place, Sequence[Delivery]]) -> Delivery:

@@ -16,12 +16,13 @@ from channels.contract import Answer
 from dispatcher.errors import LedgerFailed, LedgerUnavailable
 from dispatcher.ledger import owners
 from dispatcher.ledger.destination_state import DestinationStates
+from dispatcher.ledger.digests import Digests
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.record import insert_deliveries
 from dispatcher.ledger.records import Settlement
 from dispatcher.ledger.schema import attempts, deliveries
 from dispatcher.ledger.statements import among, insert
-from dispatcher.model.delivery import Dead, Dropped, Retry, Sent, State
+from dispatcher.model.delivery import Dead, Delivery, Dropped, Retry, Sent, State
 from dispatcher.model.rate_limit import Feedback
 
 LEASE_LOST = "the lease had run out, so this outcome was ignored"
@@ -119,7 +120,7 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> frozens
     rows = [_attempt_row(entry, lease_held=entry.delivery.key in held) for entry in attempted]
     insert(connection, attempts, rows)
     traces = {entry.delivery.event: entry.delivery.trace for entry in valid}
-    insert_deliveries(connection, [follow_up for entry in valid for follow_up in entry.follow_ups], traces)
+    insert_deliveries(connection, _follow_ups(connection, valid), traces)
     by_channel: dict[str, list[Feedback]] = {}
     for entry in settlements:
         if entry.feedback is not None:
@@ -128,6 +129,18 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> frozens
         DestinationStates(connection, channel).apply(feedback)
     owners.add(connection, [entry.unresolved_owner for entry in valid if entry.unresolved_owner is not None])
     return held
+
+
+def _follow_ups(connection: Connection, settlements: Sequence[Settlement]) -> list[Delivery]:
+    """Return the deliveries that follow from the outcomes, with those held that are members of digests."""
+    planned = [follow_up for entry in settlements for follow_up in entry.follow_ups]
+    if not any(one.digest for one in planned):
+        return planned
+    digests = Digests(connection, max(entry.ended_at for entry in settlements))
+    digests.lock(planned)
+    admitted = digests.admitted(planned, unless_resolved=lambda member: member)
+    digests.save()
+    return admitted
 
 
 def _held_leases(connection: Connection, settlements: Sequence[Settlement]) -> frozenset[str]:

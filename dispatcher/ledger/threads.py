@@ -72,6 +72,12 @@ class Subjects:
         status = self._loaded.get(subject)
         return status is not None and status.well_since is not None and status.well_since > at
 
+    def open_since(self, successes: Iterable[Success]) -> dict[str, datetime]:
+        """Return the subjects of which these successes may end threads, each with a time from which on all are open."""
+        names = dict.fromkeys(subject for success in successes for subject in success.subjects)
+        since = {name: self._loaded[name].open_since for name in names}
+        return {name: at for name, at in since.items() if at is not None}
+
     def record_failure(self, delivery: Delivery) -> None:
         """Note that the subject has a thread with this failure, which no success has ended."""
         status, at = self._loaded[delivery.subject], delivery.thread_at or delivery.occurred_at
