@@ -52,6 +52,10 @@ class Thread:
     """True if the message is a resolved notice: it reports a success, which closes the thread."""
 
 
+NOTE = 1000
+"""Maximum number of characters of a message's note."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One message to send."""
@@ -65,6 +69,12 @@ class Message:
     created_at: datetime
     """The time at which the delivery was created, in UTC. The time is the same at every attempt; mail uses it as the
     Date header."""
+    released_at: datetime | None = None
+    """When a message that was held back was released, in UTC: mail then uses this time as the Date header. None if the
+    message was never held."""
+    note: str = ""
+    """What the reader should know beside the content, such as `held 22:00-07:00 (quiet hours of contact ml-team)`; may be
+    empty. Plain text in one line, of at most `NOTE` characters. The channel escapes it, and shows it near the top."""
     thread: Thread | None = None
     """The thread that the message belongs to; None if it belongs to no thread."""
     in_doubt: bool = False

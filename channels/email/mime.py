@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import format_datetime, formataddr
 from functools import lru_cache
+from html import escape
 from typing import Any
 
+from channels.common.text import cut
 from channels.contract import Content, Message
 from channels.email.addresses import split_sender
 from channels.email.config import EmailConfig
@@ -27,8 +29,12 @@ _BREAKS = re.compile(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _NOT_IN_A_LABEL = re.compile(r"[^a-z0-9_-]+")
 _NOT_IN_LABELS = re.compile(r"[^a-z0-9_.-]+|\.{2,}")
 _MAX_LABEL = 60
+NOTE_IN_HTML = 400
+"""The HTML shows at most this many characters of the note: it has 2,000 bytes or so beyond `limits.HTML` before Gmail clips
+it. The text part has the whole note."""
 MAX_LINE = 998
 """Maximum number of octets in a line, without the line end (RFC 5322, 2.1.1)."""
+_BODY = re.compile(r"<body\b[^>]*>", re.IGNORECASE)
 _SAFE = bytes(range(ord(" "), 0x7F)) + b"\t\n"
 # Matches lines that mailboxes or relays would change: lines that start with `From `, have only a dot or end with a
 # blank. Also matches MIME boundaries. The pattern starts with the previous line's end, because this makes the search
@@ -174,7 +180,7 @@ def compose(
     author, domain = _author(sender)
     boundary = f"=_{message.key}"
     headers = [
-        f"Date: {_date(message.created_at.replace(microsecond=0))}",
+        f"Date: {_date((message.released_at or message.created_at).replace(microsecond=0))}",
         f"From: {author}",
         f"To: {_folded(message.recipients) if recipients_visible else 'undisclosed-recipients:;'}",
         f"Subject: {_subject(content)}",
@@ -184,10 +190,21 @@ def compose(
         *extra_headers,
         f'Content-Type: multipart/alternative;\r\n boundary="{boundary}"',
     ]
-    parts = [_part("plain", content["text"]), _part("html", content["html"])]
+    text, html = str(content["text"]), str(content["html"])
+    if message.note:
+        text, html = f"{message.note}\n\n{text}", _html_with_note(html, message.note)
+    parts = [_part("plain", text), _part("html", html)]
     opening = f"\r\n--{boundary}\r\n".encode()
     body = b"".join(opening + part for part in parts)
     return "\r\n".join(headers).encode() + b"\r\n" + body + f"\r\n--{boundary}--\r\n".encode()
+
+
+def _html_with_note(html: str, note: str) -> str:
+    """Return the HTML with the note as the first line of its body. The colours suit light and dark mail programs."""
+    opening = _BODY.search(html)
+    start = opening.end() if opening is not None else 0
+    shown = f'<p style="margin:0;padding:8px 12px;background:#f4f4f6;color:#616061;font:13px/18px sans-serif">{escape(cut(note, NOTE_IN_HTML))}</p>'
+    return f"{html[:start]}{shown}{html[start:]}"
 
 
 def message_id(key: str, sender: str) -> str:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from channels.common.drawing import mapping
 from channels.common.network import HttpUrl
 from channels.common.secret import HeaderToken, HeaderTokenFile, reject_both, reveal
 from channels.contract import (
+    NOTE,
     Answer,
     Channel,
     ChannelType,
+    Content,
     Finding,
     InDoubt,
     Later,
@@ -237,11 +240,20 @@ class PagerDutyChannel(Channel):
         dedup_key = (thread.key if thread is not None else message.key)[:MAX_DEDUP_KEY]
         if thread is not None and thread.resolves:
             return {"event_action": "resolve", "dedup_key": dedup_key}
-        event = {**message.content, "dedup_key": dedup_key}
+        event = {**_with_note(message), "dedup_key": dedup_key}
         service = self._config.services.get(message.recipients[0])
         if service is not None and service.severity is not None and "payload" in event:
             event["payload"] = {**event["payload"], "severity": service.severity}
         return _limit_size(event)
+
+
+def _with_note(message: Message) -> Content:
+    """Return the event with the note as the first of its details."""
+    payload = message.content.get("payload")
+    if not message.note or not isinstance(payload, Mapping):
+        return message.content
+    details = {"note": message.note, **mapping(payload.get("custom_details"))}
+    return {**message.content, "payload": {**payload, "custom_details": details}}
 
 
 def _limit_size(event: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +262,8 @@ def _limit_size(event: dict[str, Any]) -> dict[str, Any]:
     """
     if len(orjson.dumps(event)) <= EVENT - 1024 or "payload" not in event:
         return event
-    details = {"note": "the details were too large for PagerDuty and were left out"}
+    note = mapping(event["payload"].get("custom_details")).get("note")
+    details = {"left_out": "the details were too large for PagerDuty", **({"note": str(note)[:NOTE]} if note else {})}
     return {**event, "payload": {**event["payload"], "custom_details": details}}
 
 

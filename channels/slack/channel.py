@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from channels.common.network import HttpUrl
 from channels.common.secret import HeaderToken, HeaderTokenFile, SecretUrl, reject_both, reveal
+from channels.common.text import units
 from channels.contract import (
+    NOTE,
     Answer,
     Channel,
     ChannelError,
@@ -36,6 +38,7 @@ from channels.contract import (
 from channels.slack.answers import INSTALL_AGAIN, OUTCOMES, SCOPES, Fault, fault_of, webhook_code, webhook_error
 from channels.slack.limits import BLOCKS, FORM, TEXT
 from channels.slack.lookups import Lookups, is_person, is_user_id
+from channels.slack.mrkdwn import cut_mrkdwn, escape_mrkdwn
 from channels.slack.preview import STYLE, draw
 
 if TYPE_CHECKING:
@@ -216,7 +219,7 @@ class SlackChannel(Channel):
         except OSError as error:
             reason = f"the webhook's url_file can't be read: {error.strerror}"
             raise Misconfigured(reason, provider_wide=False) from None
-        body = {**message.content, "unfurl_links": False, "unfurl_media": False}
+        body = {**_with_note(message), "unfurl_links": False, "unfurl_media": False}
         status, headers, text = await self._open_client().post_to_webhook(url, orjson.dumps(body))
         if (problem := webhook_error(status, headers, text, url)) is not None:
             raise problem
@@ -322,11 +325,27 @@ def _resolved_content(first: Content | None, success: Content) -> dict[str, Any]
     return {"text": text, "blocks": blocks, "attachments": attachments}
 
 
+def _with_note(message: Message) -> Content:
+    """Return the content with the note as a block after the others; at the end of the text if there are no blocks,
+    because Slack shows no text beside blocks.
+    """
+    content, note = message.content, message.note
+    if not note:
+        return content
+    blocks = content.get("blocks")
+    if blocks and isinstance(blocks, list):
+        context = {"type": "context", "elements": [{"type": "plain_text", "emoji": False, "text": note}]}
+        return {**content, "blocks": [*blocks[: BLOCKS - 1], context]}
+    shown = cut_mrkdwn(escape_mrkdwn(note), NOTE)
+    text = cut_mrkdwn(str(content.get("text", "")), TEXT - len("\n") - units(shown))
+    return {**content, "text": f"{text}\n{shown}"}
+
+
 def _body(message: Message, channel: str, *, thread_ts: str | None = None) -> dict[str, Any]:
     return {
         "channel": channel,
         **({"thread_ts": thread_ts} if thread_ts is not None else {}),
-        **message.content,
+        **_with_note(message),
         "unfurl_links": False,
         "unfurl_media": False,
         "metadata": {"event_type": METADATA_TYPE, "event_payload": {"key": message.key}},

@@ -58,7 +58,7 @@ class TeamsChannel(Channel):
         raise UnknownRecipient("no such Teams workflow here: add it to channels.teams.targets")
 
     def wire_preview(self, message: Message) -> WirePreview:
-        return WirePreview("application/json", _message(message.content))
+        return WirePreview("application/json", _message(_with_note(message)))
 
     async def send(self, message: Message) -> Receipt:
         """Send the card once. If it is unknown whether it arrived, a retry may show it twice, because Teams has no
@@ -66,7 +66,7 @@ class TeamsChannel(Channel):
         """
         (name,) = message.recipients
         url = url_of(self._config.targets[self.address(name)], name)
-        response = await self._targets.post(url, _message(message.content), _HEADERS, name)
+        response = await self._targets.post(url, _message(_with_note(message)), _HEADERS, name)
         answer = masked_answer(response, url)
         if (error := error_of(response, name, answer)) is not None:
             raise error
@@ -80,6 +80,15 @@ class TeamsChannel(Channel):
 
     async def aclose(self) -> None:
         await self._targets.aclose()
+
+
+def _with_note(message: Message) -> Content:
+    """Return the card with the note after the first part, the headline. A TextRun shows its text unchanged."""
+    body = message.content.get("body")
+    if not message.note or not isinstance(body, list):
+        return message.content
+    note = {"type": "RichTextBlock", "inlines": [{"type": "TextRun", "isSubtle": True, "text": message.note}]}
+    return {**message.content, "body": [*body[:1], note, *body[1:]]}
 
 
 def _message(card: Content) -> bytes:

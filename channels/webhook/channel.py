@@ -232,14 +232,15 @@ class WebhookChannel(Channel):
             "type": EVENT_TYPE,
             "time": message.created_at.isoformat(),
         }
+        content = {"note": message.note, **message.content} if message.note else message.content
         match mode:
             case "json":
-                return orjson.dumps(message.content), headers
+                return orjson.dumps(content), headers
             case "binary":
                 attributes = {f"ce-{name}": quote(value, safe=_UNENCODED) for name, value in event.items()}
-                return orjson.dumps(message.content), headers | attributes
+                return orjson.dumps(content), headers | attributes
             case "structured":
-                whole = {**event, "datacontenttype": "application/json", "data": message.content}
+                whole = {**event, "datacontenttype": "application/json", "data": content}
                 media_type = "application/cloudevents+json; charset=utf-8"
                 return orjson.dumps(whole), headers | {"Content-Type": media_type}
 

@@ -195,6 +195,8 @@ class Attempts:
                 recipients=addresses,
                 content=content,
                 created_at=delivery.created_at,
+                released_at=delivery.retry_window_start if delivery.held_since is not None else None,
+                note=delivery.note,
                 thread=thread,
                 in_doubt=delivery.in_doubt,
                 trace=span.headers,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Protocol
 
@@ -109,6 +109,16 @@ class ChannelContract:
         assert isinstance(channel.destination(message("k1").recipients), str)
         await channel.aclose()
         assert provider.connections == 0
+
+    async def test_a_note_is_sent_beside_the_content(
+        self, provider: Provider, channel: Channel, message: Callable[[str], Message]
+    ) -> None:
+        plain = message("k1")
+        noted = replace(plain, note="held 22:00-07:00 & more")
+        assert b"held 22:00-07:00" in channel.wire_preview(noted).body
+        assert b"held" not in channel.wire_preview(plain).body
+        await channel.send(noted)
+        assert provider.seen == ["k1"]
 
     @pytest.mark.parametrize(
         ("reaction", "error_type"),

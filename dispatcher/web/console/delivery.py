@@ -81,6 +81,7 @@ def _wire(console: Console, delivery: Delivery) -> bytes | None:
         recipients=delivery.addresses,
         content=delivery.content,
         created_at=delivery.created_at,
+        note=delivery.note,
     )
     try:
         return channel.wire_preview(message).body

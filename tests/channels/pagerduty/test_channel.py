@@ -155,7 +155,7 @@ async def test_an_event_that_is_too_large_loses_its_details(
 
     (event,) = account.incidents[0].events
     assert event["payload"]["summary"] == "train.daily failed"
-    assert "left out" in event["payload"]["custom_details"]["note"]
+    assert "too large" in event["payload"]["custom_details"]["left_out"]
 
 
 async def test_details_below_the_limit_are_kept_in_any_script(
