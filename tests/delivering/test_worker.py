@@ -477,8 +477,8 @@ async def test_what_follows_from_a_digests_outcome_is_planned_without_an_event(l
         fallback_recipients={"slack": ["oncall"], "email": ["oncall"]},
     )
     now = SystemClock().now()
-    held = {"note": "held 22:00-07:00", "held_since": now - timedelta(hours=9)}
-    digest = a_digest(to="Jane@example.com", content={"text": "digest"}, created_at=now, due_at=now, **held)
+    digest = a_digest(to="Jane@example.com", content={"text": "digest"}, created_at=now, due_at=now)
+    digest = digest._replace(note="held 22:00-07:00", held_since=now - timedelta(hours=9))
     await record_digest(ledger, digest, *members_of(digest, 1), now=now)
     channel = ScriptedChannel(lambda _: UnknownRecipient("no such user"))
     await deliver_due(a_worker(ledger, channel, planner=planner))
