@@ -26,6 +26,7 @@ from dispatcher.model.event import Event, ExecutionId
 from dispatcher.model.streak import StreakRoute
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
+from dispatcher.rendering.cause import cause_of
 from dispatcher.rules import AdminExecution, Decision, Rule, RuleBook, UnknownExecution, Verdict, decide, decides_itself
 from dispatcher.tracing import OFF, Span, Tracing
 
@@ -233,6 +234,7 @@ class Evaluator:
         event, now = terminal.event, self.clock.now()
         disabled = decision.verdict is Verdict.DISABLED
         deliveries, routes = self._deliveries(event, decision, now)
+        cause = cause_of(event)
         counted = book.routes.counts_streaks and not disabled and not event.is_canary
         return RecordedEvent(
             event=event,
@@ -246,6 +248,8 @@ class Evaluator:
             streak=self.planner.streak(event, routes, now=now) if counted else None,
             unresolved_owner=decision.owner.unresolved(event, now) if decision.owner is not None else None,
             rules_version=book.version,
+            cause=cause.fingerprint,
+            cause_name=cause.name,
             kind=type_label(terminal.headers),
             span=terminal.span,
         )

@@ -135,6 +135,8 @@ def _entry(event: Event, deliveries: Sequence[Delivery] = (), **facts: Any) -> R
         reason=_TEXT,
         considered=[{"name": _TEXT, "defined_at": _TEXT}],
         rules_version="0" * 16,
+        cause=f"v1:{'0' * 16}",
+        cause_name=_TEXT,
         deliveries=deliveries,
         unresolved_owner=UnresolvedOwner(
             event.key, _TEXT, _TEXT, _TEXT, event.key, event.occurred_at, event.occurred_at

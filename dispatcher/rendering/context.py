@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from channels.common.text import cut
 from dispatcher.model.phase import Phase
+from dispatcher.rendering.cause import cause_of
 from dispatcher.rendering.links import execution_logs_url, execution_url
 from dispatcher.rendering.text import one_line
 from dispatcher.rendering.times import Time, duration_of, time_of
@@ -69,6 +70,10 @@ class Failure:
     """Flyte's error kind: `user` or `system`; empty if unknown."""
     node: str = ""
     """The name of the node that failed, if the message names it."""
+    cause: str = ""
+    """A short name of what went wrong and where, the same for all executions that failed in the same way."""
+    fingerprint: str = ""
+    """The cause's fingerprint, such as `v1:5f0c2a9d81e4b637`. Lists of executions and deliveries can be filtered by it."""
 
 
 class Context(NamedTuple):
@@ -203,6 +208,7 @@ def _failure(event: Event) -> Failure:
     if event.error is None:
         return Failure()
     parts = summarize(event.error.message)
+    cause = cause_of(event)
     kind = event.error.kind.lower()
     return Failure(
         summary=parts.summary,
@@ -211,6 +217,8 @@ def _failure(event: Event) -> Failure:
         code=_short(event.error.code),
         kind=kind if kind in {"user", "system"} else "",
         node=parts.node,
+        cause=cause.name,
+        fingerprint=cause.fingerprint,
     )
 
 

@@ -21,6 +21,9 @@ _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]{0,200}(?:Error|Exception|Warning|Inter
 _LIBRARY = re.compile(r"site-packages|dist-packages|/lib/python\d|/flytekit/|<frozen ")
 _ATTEMPT = re.compile(r"^\[\d+/\d+\] currentAttempt done\. Last Error: [A-Z]+::\s*")
 _NODE = re.compile(r"\bNode\[([\w-]{1,100})\]")
+_OUTPUT = re.compile(r"terminated with exit code \(.{1,40}\bMessage:\s*$")
+"""A container's end, in flyteplugins' words (`flytek8s/pod_helper.go`). The last lines of the container's output follow."""
+_WORD = re.compile(r"[^\W_]")
 _MARGIN = " \t|"
 
 
@@ -29,6 +32,9 @@ class ErrorSummary(NamedTuple):
 
     summary: str
     """The line with the exception, or the first line if the message is not a traceback."""
+    detail: str
+    """The line below it; empty if that line is blank. The output of a container may begin anywhere, so there it is the
+    last line."""
     frames: str
     """The last frames of the user's own code, a few lines each."""
     node: str
@@ -48,12 +54,18 @@ def summarize(message: str) -> ErrorSummary:
     """Extract the parts of a Flyte event's error message that a notification shows."""
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 5]}\n…\n{message[-LONGEST * 4 // 5 :]}"
+    return _summarized(message)
+
+
+@lru_cache(maxsize=16)  # cached, because intake reads a message for the event's cause, and again for what it shows
+def _summarized(message: str) -> ErrorSummary:
     text = clean(message).strip()
     lines = text.split("\n")
     frames = _frames(lines) if 'File "' in text else []
     node = _NODE.search(text) if "Node[" in text else None
-    summary = cut(one_line(_summary(lines, frames)), LONGEST_SUMMARY)
-    return ErrorSummary(summary, _user_frames(frames, lines), node[1] if node else "", text)
+    index, first = _summary(lines, frames)
+    summary, detail = [cut(one_line(one), LONGEST_SUMMARY) for one in (first, _detail(lines, index, first))]
+    return ErrorSummary(summary, detail, _user_frames(frames, lines), node[1] if node else "", text)
 
 
 def _frames(lines: list[str]) -> list[_Frame]:
@@ -64,20 +76,30 @@ def _frames(lines: list[str]) -> list[_Frame]:
     ]
 
 
-def _summary(lines: list[str], frames: list[_Frame]) -> str:
+def _summary(lines: list[str], frames: list[_Frame]) -> tuple[int, str]:
+    """Return the index of the line that says most, and what it says."""
     for index, line in enumerate(lines):
         if line.strip() == "Message:":  # flytekit puts the exception after this line
-            return next((after for after in lines[index + 1 :] if after.strip()), "")
+            return next(((at, lines[at]) for at in range(index + 1, len(lines)) if lines[at].strip()), (index, ""))
     if frames:  # the line with the exception follows its frames, with a smaller indent
         last = frames[-1]
-        for line in lines[last.line + 1 :]:
+        for index, line in enumerate(lines[last.line + 1 :], last.line + 1):
             text = line.lstrip(_MARGIN)
             if text and len(line) - len(text) < len(last.margin):
-                return text
-    for line in reversed(lines):
-        if _EXCEPTION.match(line.strip()):
-            return line
-    return next((text for line in lines if (text := _ATTEMPT.sub("", line).strip())), "")
+                return index, text
+    for index in reversed(range(len(lines))):
+        if _EXCEPTION.match(lines[index].strip()):
+            return index, lines[index]
+    texts = ((index, _ATTEMPT.sub("", line).strip()) for index, line in enumerate(lines))
+    return next(((index, text) for index, text in texts if text), (0, ""))
+
+
+def _detail(lines: list[str], index: int, summary: str) -> str:
+    """Return the line that says more than the summary, which is the line with this index."""
+    below = lines[index + 1 :]
+    if _OUTPUT.search(summary):
+        below = [line for line in below if _WORD.search(line)][-1:]
+    return below[0].lstrip(_MARGIN) if below else ""
 
 
 def _user_frames(frames: list[_Frame], lines: list[str]) -> str:

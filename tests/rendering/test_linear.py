@@ -21,6 +21,7 @@ from channels.teams.markdown import escape_markdown
 from dispatcher.observability.logs import masked
 from dispatcher.preview.html import plain_text, to_html
 from dispatcher.preview.terminal import to_panel
+from dispatcher.rendering.cause import cause_of, normalized
 from dispatcher.rendering.context import context_of
 from dispatcher.rendering.flyte_template import TooLarge, as_jinja, as_text, substitute
 from dispatcher.rendering.mail_clients import unsupported
@@ -101,6 +102,8 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "escape_mrkdwn": escape_mrkdwn,
     "escape_markdown": escape_markdown,
     "summarize": summarize,
+    "cause_of": lambda text: cause_of(an_event(error={"message": f"{text}: {text}", "code": text})),
+    "normalized": lambda text: normalized(text, "a1-b2"),
     "template": template,
     "as_text": as_text,
     "whole_event": whole_event,
