@@ -27,6 +27,7 @@ from dispatcher.model.delivery import (
     Delivery,
     Dropped,
     DropReason,
+    Kind,
     Outcome,
     Result,
     Retry,
@@ -364,11 +365,12 @@ def _drop(delivery: Delivery, claimed: ClaimedThread, *, pages: bool) -> Dropped
     """Return the outcome of a message that would mislead, as it is outdated or resolves nothing; None for a message to
     send.
     """
-    if claimed.thread.resolves and not claimed.thread.earlier and not delivery.opens_thread:
+    resolves = delivery.kind is Kind.RESOLVED_NOTICE
+    if resolves and not claimed.thread.earlier and not delivery.opens_thread:
         return Dropped(DropReason.NOTHING_SENT, "nothing was resolved: no failure of this thread was sent")
     if not claimed.superseded:
         return None
-    if claimed.thread.resolves:
+    if resolves:
         return Dropped(DropReason.SUPERSEDED, "nothing was resolved: there was a newer failure")
     if pages:
         return Dropped(DropReason.SUPERSEDED, "nobody was paged: a run that started later has succeeded")

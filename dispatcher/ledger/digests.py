@@ -17,7 +17,7 @@ from dispatcher.holding.covering import held, may_be_held
 from dispatcher.holding.digests import DigestState, Recent
 from dispatcher.ledger.schema import deliveries, digests
 from dispatcher.ledger.statements import among, insert
-from dispatcher.ledger.threads import MAY_HAVE_ARRIVED
+from dispatcher.ledger.threads import MAY_HAVE_ARRIVED, TOLD_OF
 from dispatcher.model.delivery import Delivery, Kind, State
 from dispatcher.model.hold import DigestOptions, Hold, HoldReason, Then
 
@@ -154,7 +154,7 @@ _TOLD_OF = (
     .where(
         deliveries.c.subject == bindparam("about"),
         deliveries.c.thread_at >= bindparam("since"),
-        or_(deliveries.c.included_in.is_not(None), and_(deliveries.c.state == _WAITING, deliveries.c.hold == _DIGEST)),
+        or_(TOLD_OF, and_(deliveries.c.state == _WAITING, deliveries.c.hold == _DIGEST)),
         select(digests.c.channel).exists(),  # reads nothing else if no address has digests
     )
     .distinct()
@@ -173,7 +173,7 @@ def _told_only_in(connection: Connection, notice: Delivery) -> str:
 _RESOLVED_AT = select(func.max(deliveries.c.thread_at)).where(
     deliveries.c.thread == bindparam("in_thread"),
     deliveries.c.kind == Kind.RESOLVED_NOTICE,
-    or_(deliveries.c.state == State.SENT, deliveries.c.state == _WAITING, deliveries.c.included_in.is_not(None)),
+    or_(deliveries.c.state == State.SENT, deliveries.c.state == _WAITING, TOLD_OF),
 )
 _FAILURES = (
     deliveries.c.thread == bindparam("in_thread"),

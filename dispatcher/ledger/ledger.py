@@ -15,6 +15,7 @@ from dispatcher.holding.silences import LONGEST
 from dispatcher.ledger import actions, claim, record, retention
 from dispatcher.ledger.canned import rehearse
 from dispatcher.ledger.checkpoints import Checkpoints
+from dispatcher.ledger.closing import OpenDigests
 from dispatcher.ledger.engine import TIMEOUT, Database, RollBack
 from dispatcher.ledger.history import History
 from dispatcher.ledger.names import Names
@@ -76,6 +77,7 @@ class Ledger:
         self.replicas = Replicas(self._database)
         self.owners = Owners(self._database)
         self.silences = Silences(self._database, longest_hold)
+        self.digests = OpenDigests(self._database, longest_hold)
 
     async def open(self) -> Self:
         """Create or upgrade the tables. Raises LedgerIncompatible for a ledger that this version can't work with."""

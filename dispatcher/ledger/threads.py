@@ -26,6 +26,8 @@ MAY_HAVE_ARRIVED: ColumnElement[bool] = or_(
     deliveries.c.state == State.SENT, deliveries.c.in_doubt, deliveries.c.lease.is_not(None)
 )
 """SQL condition: the message was sent, an attempt is in doubt, or an attempt is being made now."""
+TOLD_OF: ColumnElement[bool] = deliveries.c.included_in.is_not(None)
+"""SQL condition: a digest or a summary tells of the delivery, or a page for the newest failure of its launch plan."""
 
 
 @dataclass(slots=True)
@@ -103,7 +105,7 @@ class Subjects:
             .where(
                 deliveries.c.subject == subject,
                 deliveries.c.thread_at >= status.open_since,
-                or_(deliveries.c.state == State.WAITING, MAY_HAVE_ARRIVED, deliveries.c.included_in.is_not(None)),
+                or_(deliveries.c.state == State.WAITING, MAY_HAVE_ARRIVED, TOLD_OF),
             )
             .order_by(deliveries.c.thread_at, deliveries.c.kind != Kind.RESOLVED_NOTICE, deliveries.c.key)
         )
@@ -170,13 +172,13 @@ def claimed_thread(connection: Connection, delivery: Delivery) -> ClaimedThread:
     others = (deliveries.c.thread == delivery.thread, deliveries.c.key != delivery.key)
     before = (*others, deliveries.c.thread_at <= delivery.thread_at)
     last_resolved = select(func.max(deliveries.c.thread_at)).where(
-        *before, deliveries.c.kind == Kind.RESOLVED_NOTICE, deliveries.c.state == State.SENT
+        *before, deliveries.c.kind == Kind.RESOLVED_NOTICE, or_(deliveries.c.state == State.SENT, TOLD_OF)
     )
     failed_since = select(deliveries.c.key).where(
         *others,
         deliveries.c.thread_at >= delivery.thread_at,
         deliveries.c.kind != Kind.RESOLVED_NOTICE,
-        MAY_HAVE_ARRIVED,
+        or_(MAY_HAVE_ARRIVED, TOLD_OF),
     )
     well_since = select(subjects.c.name).where(
         subjects.c.name == delivery.subject, subjects.c.well_since > delivery.thread_at
@@ -185,6 +187,9 @@ def claimed_thread(connection: Connection, delivery: Delivery) -> ClaimedThread:
     superseded = connection.scalar((failed_since if resolves else well_since).limit(1)) is not None
     current = (*before, *([deliveries.c.thread_at >= since] if since is not None else []))
     thread = Thread(key=delivery.thread, earlier=_earlier_messages(connection, *current), resolves=resolves)
+    if resolves and not thread.earlier and (message := _message_that_told(connection, *current)) is not None:
+        # The message tells of other launch plans too, so a success of this one must not change it.
+        thread = Thread(key=delivery.thread, earlier=(message,))
     outage = _outage(connection, *current) if resolves else None
     return ClaimedThread(thread, superseded=superseded, outage=outage)
 
@@ -192,10 +197,11 @@ def claimed_thread(connection: Connection, delivery: Delivery) -> ClaimedThread:
 def _outage(connection: Connection, *conditions: ColumnElement[bool]) -> Outage | None:
     """Return the number of matching failures and the end of the first one; None if there is no failure.
 
-    Dropped failures do not count: a success had resolved them before they were sent.
+    Dropped failures do not count, because a success had resolved them before they were sent. Those that another message
+    told of do.
     """
     failures = select(func.count(), func.min(deliveries.c.thread_at)).where(
-        *conditions, deliveries.c.kind != Kind.RESOLVED_NOTICE, deliveries.c.state != State.DROPPED
+        *conditions, deliveries.c.kind != Kind.RESOLVED_NOTICE, or_(deliveries.c.state != State.DROPPED, TOLD_OF)
     )
     number, since = connection.execute(failures).one()
     return Outage(number, since) if number else None
@@ -217,13 +223,32 @@ def _earlier_messages(connection: Connection, *conditions: ColumnElement[bool]) 
     return tuple(EarlierMessage(reference=row.reference or {}, content=row.body) for row in rows)
 
 
+def _message_that_told(connection: Connection, *conditions: ColumnElement[bool]) -> EarlierMessage | None:
+    """Return the digest or summary that told of the newest of the matching failures, or will tell; None if it is dead."""
+    told = deliveries.alias("told")
+    newest = (
+        select(told.c.included_in)
+        .where(
+            told.c.key.in_(select(deliveries.c.key).where(*conditions, TOLD_OF)), told.c.kind != Kind.RESOLVED_NOTICE
+        )
+        .order_by(told.c.thread_at.desc(), told.c.key)
+        .limit(1)
+    )
+    is_told = or_(MAY_HAVE_ARRIVED, deliveries.c.state == State.WAITING)
+    return _message(connection, deliveries.c.key == newest.scalar_subquery(), deliveries.c.event.is_(None), is_told)
+
+
 def first_message(connection: Connection, delivery: Delivery) -> ClaimedThread | None:
     """Return the message to which a claimed digest replies, as the only one of its thread; None if it was not sent."""
-    query = select(deliveries.c.reference, contents.c.body).join(
-        contents, contents.c.content_hash == deliveries.c.content
-    )
-    row = connection.execute(query.where(deliveries.c.key == delivery.reply_to, MAY_HAVE_ARRIVED)).first()
-    if row is None:
+    first = _message(connection, deliveries.c.key == delivery.reply_to, MAY_HAVE_ARRIVED)
+    if first is None:
         return None
-    earlier = EarlierMessage(reference=row.reference or {}, content=row.body)
-    return ClaimedThread(Thread(key=delivery.key, earlier=(earlier,)), superseded=False)
+    return ClaimedThread(Thread(key=delivery.key, earlier=(first,)), superseded=False)
+
+
+def _message(connection: Connection, *conditions: ColumnElement[bool]) -> EarlierMessage | None:
+    """Return the matching message. It has no reference if it was not sent, and no content if it is not rendered."""
+    query = select(deliveries.c.reference, contents.c.body)
+    query = query.outerjoin(contents, contents.c.content_hash == deliveries.c.content).where(*conditions)
+    row = connection.execute(query).first()
+    return EarlierMessage(reference=row.reference or {}, content=row.body or {}) if row is not None else None

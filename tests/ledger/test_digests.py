@@ -1,16 +1,23 @@
-"""Which messages are members of digests, on SQLite and on PostgreSQL: recorded, by one replica or two, after a crash."""
+"""Digests on SQLite and on PostgreSQL: which messages are members, and what becomes of them, also after a crash."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from dispatcher.ledger import Filter, Ledger, RecordedEvent, StoredDelivery
-from dispatcher.model.delivery import Dead, Delivery, Kind, State, Success
+from sqlalchemy import Engine, event
+
+from channels.contract import Answer, Receipt
+from dispatcher.ledger import ClaimedThread, Filter, Ledger, RecordedEvent, StoredDelivery
+from dispatcher.ledger.engine import RollBack
+from dispatcher.model.delivery import Dead, Delivery, DropReason, Kind, Outage, Sent, State, Success
 from dispatcher.model.hold import DigestOptions, HoldReason, Quiet
 from dispatcher.model.phase import Phase
+from dispatcher.model.rate_limit import RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 from tests.support.ledger_steps import MINUTE, claim_slack, recorded, settlement
 
@@ -44,8 +51,9 @@ async def record(ledger: Ledger, *entries: RecordedEvent, at: float = 0) -> None
 
 
 async def stored(ledger: Ledger) -> dict[str, StoredDelivery]:
-    """The deliveries, by execution."""
-    return {one.delivery.event.split("/")[2]: one for one in await ledger.history.find(Filter(), limit=999)}
+    """The deliveries of events, by execution."""
+    everything = await ledger.history.find(Filter(), limit=999)
+    return {one.delivery.event.split("/")[2]: one for one in everything if one.delivery.event}
 
 
 async def fates(ledger: Ledger) -> dict[str, str]:
@@ -133,3 +141,158 @@ async def test_two_replicas_that_record_at_once_send_no_more_than_configured(led
         (to, what): number for to in places for what, number in (("at once", 2), ("member", 28))
     }
     assert len({one.held_by for one in found}) == 1 + len(places)
+
+
+def never(_: Delivery) -> None:
+    """No quiet hours."""
+
+
+async def close(ledger: Ledger, at: float, quiet: Callable[[Delivery], Quiet | None] = never) -> list[Delivery]:
+    """Close the digests that are due `at` minutes after NOW; returns what goes out."""
+    now = NOW + at * MINUTE
+    closed = [await ledger.digests.close(place, quiet, now=now) for place in await ledger.digests.due(now=now)]
+    return [one for one in closed if one is not None]
+
+
+async def send(ledger: Ledger, at: float) -> dict[str, ClaimedThread | None]:
+    """Send what is due `at` minutes after NOW. Returns the thread of each message, by its key."""
+    found = {}
+    limit = RateLimit(max_in_flight=99)
+    while taken := (await claim_slack(ledger, at=at * 60, rate_limit=limit)).deliveries:
+        for delivery in taken:
+            found[delivery.key] = await ledger.thread(delivery)
+            if delivery.content is None:
+                assert await ledger.store_content(delivery, {"text": delivery.kind})
+            receipt = Receipt(answer=Answer("ok"), reference={"ts": delivery.key})
+            assert await ledger.settle(settlement(delivery, Sent(receipt)))
+    return found
+
+
+async def test_a_digest_tells_of_its_members_and_replies_to_the_first_message_of_the_burst(ledger: Ledger) -> None:
+    await record(ledger, *(failure(name) for name in "abcd"), failure("e", severity="critical"))
+    sent = await send(ledger, 1)
+    assert len(sent) == 2
+    assert await close(ledger, 14.9) == []
+
+    (digest,) = await close(ledger, 15)
+
+    found = await stored(ledger)
+    members = [found[name].delivery for name in "cde"]
+    assert {(one.state, one.drop_reason, one.hold, one.included_in) for one in members} == {
+        (State.DROPPED, DropReason.DIGEST, HoldReason.DIGEST, digest.key)
+    }
+    assert (digest.key, digest.kind, digest.severity) == (members[0].held_by, Kind.DIGEST, "critical")
+    assert (digest.addresses, digest.reply_to) == (("#ml",), found["a"].delivery.key)
+    assert await close(ledger, 15) == []  # it is closed, and the next one is open
+    told = await ledger.summary(digest)
+    assert told is not None
+    assert (told.number, told.since, told.until) == (3, NOW, NOW + 15 * MINUTE)
+    thread = (await send(ledger, 16))[digest.key]
+    assert thread is not None
+    assert thread.thread.earlier[0].reference == {"ts": found["a"].delivery.key}
+
+    await record(ledger, failure("f", 17), at=17)
+    (alone,) = await close(ledger, 30)
+    assert (alone.key, alone.state, alone.hold, alone.due_at) == (
+        (await stored(ledger))["f"].delivery.key,
+        State.WAITING,
+        None,
+        NOW + 30 * MINUTE,
+    )
+    assert (alone.note, alone.held_since) == ("waited 13 min for a digest", NOW + 17 * MINUTE)
+    assert [*await send(ledger, 31)] == [alone.key]
+    assert await close(ledger, 45) == []  # without members: the burst is over
+    assert await ledger.digests.due(now=NOW + 999 * MINUTE) == []
+    await record(ledger, failure("g", 46), at=46)
+    assert (await fates(ledger))["g"] == "at once"
+
+
+async def test_a_success_of_a_member_that_was_told_is_a_member_and_replies_to_the_digest(ledger: Ledger) -> None:
+    names = ("a", "b", "c", "d")
+    await record(ledger, *(failure(name, plan=name) for name in names))
+    await send(ledger, 1)
+    (digest,) = await close(ledger, 15)
+    await send(ledger, 16)
+    assert await close(ledger, 30) == []
+    await record(ledger, success("s-a", 40, plan="a"), success("s-c", 40, plan="c"), at=40)
+
+    found = await fates(ledger)
+    assert (found["s-a"], found["s-c"]) == ("at once", "member")
+    await send(ledger, 41)
+    (notice,) = await close(ledger, 55)
+    assert notice.kind is Kind.RESOLVED_NOTICE
+    claimed = (await send(ledger, 55))[notice.key]
+    assert claimed is not None
+    assert (claimed.superseded, claimed.outage) == (False, Outage(1, NOW))
+    assert (claimed.thread.resolves, claimed.thread.earlier[0].reference) == (False, {"ts": digest.key})
+    await record(ledger, success("again", 56, plan="c"), at=56)
+    assert "again" not in await fates(ledger)
+
+
+async def test_quiet_hours_of_the_contact_hold_a_digest_but_not_beyond_the_longest_time(ledger_url: str) -> None:
+    def hours(until: float) -> Callable[[Delivery], Quiet | None]:
+        return lambda one: Quiet(NOW + until * MINUTE, "contact ml") if one.severity != "critical" else None
+
+    async with Ledger(ledger_url, longest_hold=60 * MINUTE) as ledger:
+        await record(ledger, *(failure(name) for name in "abcd"))
+        await send(ledger, 1)
+        assert await close(ledger, 15, hours(40)) == []
+        await record(ledger, failure("e"), at=20)
+        assert (await stored(ledger))["e"].delivery.due_at == NOW + 40 * MINUTE
+        assert await close(ledger, 40, hours(300)) == []
+        assert await ledger.digests.due(now=NOW + 59 * MINUTE) == []
+        (digest,) = await close(ledger, 60, hours(300))
+        told = await ledger.summary(digest)
+        assert told is not None
+        assert told.number == 3
+        await record(ledger, failure("f"), failure("g", severity="critical"), at=61)
+        (urgent,) = await close(ledger, 75, hours(300))
+        assert urgent.severity == "critical"
+
+
+async def cut_off(step: Callable[[], Awaitable[object]], before: int) -> bool:
+    """Take the step, but end it before a statement, by number. Returns False if it had no more statements than that."""
+    left = before
+
+    def execute(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RollBack
+
+    event.listen(Engine, "before_cursor_execute", execute)
+    try:
+        await step()
+    except RollBack:
+        return True
+    finally:
+        event.remove(Engine, "before_cursor_execute", execute)
+    return False
+
+
+async def test_a_crash_before_any_statement_loses_and_doubles_nothing(ledger: Ledger, ledger_url: str) -> None:
+    async with Ledger(ledger_url) as other:
+        steps: list[Callable[[Ledger], Awaitable[object]]] = [
+            lambda one: record(one, *(failure(name, plan=name) for name in "abcd")),
+            lambda one: close(one, 15),
+            lambda one: record(one, failure("e", 16, plan="e"), success("s", 16, plan="c"), at=16),
+            lambda one: close(one, 30),
+        ]
+        for step in steps:
+            before = 0
+            while await cut_off(partial(step, ledger), before):
+                before += 1
+            assert before > 3
+            await step(other)  # it is done already, and changes nothing
+
+        first, second = [one for one in await ledger.history.find(Filter(), limit=99) if not one.delivery.event][::-1]
+        told = {name: (fate(one.delivery), one.delivery.included_in) for name, one in (await stored(ledger)).items()}
+    assert told == {
+        "a": ("at once", ""),
+        "b": ("at once", ""),
+        "c": ("digest", first.delivery.key),
+        "d": ("digest", first.delivery.key),
+        "e": ("digest", second.delivery.key),
+        "s": ("digest", second.delivery.key),
+    }
+    assert first.delivery.key != second.delivery.key
