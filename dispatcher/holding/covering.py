@@ -93,3 +93,22 @@ def at_recording(
     """Return a new delivery as it is if nothing holds it; else held, one for each address."""
     hold = combined([*covering(delivery, silences, now)], latest=now + longest)
     return [delivery] if hold is None else [held(one, hold, now) for one in per_address(delivery)]
+
+
+def held_by_new(silence: Silence, delivery: Delivery, *, now: datetime, longest: timedelta) -> Delivery | None:
+    """Return a delivery that waits already, held by a silence that has begun or was extended; None if it stays as it is.
+
+    A further silence moves the end of the hold only to a later time. A retry that is due after the silence's end stays,
+    and so does a member of a digest that closes after it. `longest`: no delivery is held longer.
+    """
+    hold = by_silence(silence, delivery, now) if silence.in_force(now) and may_be_held(delivery) else None
+    covered = delivery.hold in {HoldReason.SILENCE, HoldReason.WINDOW}
+    if hold is None or (not covered and hold.until <= delivery.due_at):
+        return None
+    holds, then = [hold], None
+    if delivery.hold is not None and covered:
+        then = delivery.hold_then
+        holds.insert(0, Hold(delivery.hold, delivery.held_by, delivery.due_at, then or hold.then))
+    new = combined(holds, then=then, latest=(delivery.held_since or now) + longest)
+    changed = held(delivery, new, now) if new is not None and new.until > now else delivery
+    return changed if changed != delivery else None

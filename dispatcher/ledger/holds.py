@@ -35,13 +35,15 @@ def subject_of(delivery: Delivery, entry: RecordedEvent) -> str:
 
     That is the subject of its thread. Without a thread it is the launch plan; the execution, if the event names none.
     """
-    is_failure = delivery.kind is Kind.NOTIFICATION and entry.event.phase is not Phase.SUCCEEDED
-    if delivery.subject or not is_failure or not may_hold(delivery, entry):
+    if delivery.subject or delivery.kind is not Kind.NOTIFICATION or not may_hold(delivery, entry):
         return delivery.subject
-    return _subject(entry.event)
+    return held_subject(entry.event)
 
 
-def _subject(event: Event) -> str:
+def held_subject(event: Event) -> str:
+    """Return what a success resolves that drops the event's held deliveries without a thread; empty for a success."""
+    if event.phase is Phase.SUCCEEDED:
+        return ""
     if event.launch_plan is not None:
         return event.launch_plan.key
     return execution_subject(event.origin or event.execution)

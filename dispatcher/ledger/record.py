@@ -24,8 +24,8 @@ from dispatcher.ledger.records import RecordedEvent, RecordResult, Rejected
 from dispatcher.ledger.rejected import rejected_row
 from dispatcher.ledger.rows import delivery_row
 from dispatcher.ledger.schema import contents, deliveries, events, rejected
-from dispatcher.ledger.silences import require_version
-from dispatcher.ledger.statements import insert, insert_new
+from dispatcher.ledger.silence_lock import require_version
+from dispatcher.ledger.statements import Rows, insert, insert_new
 from dispatcher.ledger.threads import Subjects
 from dispatcher.model.delivery import Delivery, Kind, State, time_prefixed
 from dispatcher.model.event import shortened
@@ -189,6 +189,11 @@ def insert_deliveries(connection: Connection, added: Sequence[Delivery], traces:
             content_hash = encoded[same]
         rows.append(delivery_row(delivery, content_hash, traces.get(delivery.event, "")))
     insert(connection, contents, [{"content_hash": key, "body": body} for key, body in bodies.items()])
+    insert_rows(connection, rows)
+
+
+def insert_rows(connection: Connection, rows: Rows) -> None:
+    """Insert rows of deliveries, whose contents are stored, and what finds them by their recipients."""
     insert(connection, deliveries, rows)
     if connection.dialect.name == "sqlite":
         keys = orjson.dumps([row["key"] for row in rows]).decode()

@@ -1,31 +1,25 @@
-"""Stores silences. What is recorded while somebody changes silences goes by the silences before or after the change.
-
-Matchers are compared with events before the transaction that records, by silences of one version. This transaction takes
-a shared lock and compares the version. A transaction that changes silences takes the exclusive lock and counts the
-version up. So whatever was recorded by the old silences is committed before the change, and is found among what waits.
-"""
+"""Stores silences, and goes through what waits when one of them begins or is changed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import ColumnElement, Connection, Row, select, update
 
-from dispatcher.errors import SilencesChanged
 from dispatcher.holding.silences import Silence
 from dispatcher.ledger.actions import insert_action
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.records import Action
-from dispatcher.ledger.schema import silences, silences_version
+from dispatcher.ledger.schema import silences
+from dispatcher.ledger.silence_lock import VERSION, change
+from dispatcher.ledger.silencing import Covers, hold_waiting, let_go
 from dispatcher.ledger.statements import insert
 
-# Key of the PostgreSQL advisory lock of silences. It spells "silence" in ASCII. SQLite has one writer at a time.
-_LOCK = 0x73696C656E6365
-_SHARED = "SELECT pg_advisory_xact_lock_shared($1)"
-_EXCLUSIVE = "SELECT pg_advisory_xact_lock($1)"
-_VERSION = select(silences_version.c.version)
-_CHANGED = update(silences_version).values(version=silences_version.c.version + 1)
+TestOf = Callable[[Silence], Covers | None]
+"""Returns the test of a silence's matcher (`rules.silences.test_of`); None if a newer version wrote it."""
 
 
 class Silences:
@@ -44,7 +38,7 @@ class Silences:
         """
         later = select(silences).where(silences.c.ends_at > now - self._longest_hold)
         async with self._database.reading() as connection:
-            version: int = (await connection.execute(_VERSION)).scalar_one()
+            version: int = (await connection.execute(VERSION)).scalar_one()
             rows = await connection.execute(later.order_by(silences.c.created_at, silences.c.id))
             return version, [_read(row) for row in rows]
 
@@ -62,7 +56,7 @@ class Silences:
         row = {**{name: getattr(silence, name) for name in _SAME}, "at_end": silence.then}
 
         def work(connection: Connection) -> None:
-            _change(connection)
+            change(connection)
             insert(connection, silences, [row])
             insert_action(connection, action)
 
@@ -70,16 +64,13 @@ class Silences:
 
     async def move(self, old: Silence, action: Action, *, starts_at: datetime, ends_at: datetime) -> Silence | None:
         """Change when a silence is in force. Returns the changed silence; None if somebody changed it meanwhile."""
-        unchanged = (
-            silences.c.id == old.id,
-            silences.c.starts_at == old.starts_at,
-            silences.c.ends_at == old.ends_at,
-        )
         values = {"starts_at": starts_at, "ends_at": ends_at, "begun": False}
 
         def work(connection: Connection) -> Silence | None:
-            _change(connection)
-            moved = connection.execute(update(silences).where(*unchanged).values(values).returning(silences)).first()
+            change(connection)
+            moved = connection.execute(
+                update(silences).where(*_unchanged(old)).values(values).returning(silences)
+            ).first()
             if moved is None:
                 return None
             insert_action(connection, action)
@@ -87,24 +78,44 @@ class Silences:
 
         return await self._database.write(work)
 
+    async def follow(self, silence: Silence, test: Covers | None, *, now: datetime) -> None:
+        """Go through what waits after a silence was added or moved: hold what it covers, or let go of it.
+
+        Returns when that is done. What is not done, because this process ends or the ledger is unavailable, `begin_due`
+        does.
+        """
+        if silence.starts_at > now:
+            return
+        if silence.ends_at <= now:
+            while await self._database.write(partial(let_go, silence=silence)):
+                pass
+        elif test is None or not await hold_waiting(self._database, silence, test, now=now, longest=self._longest_hold):
+            return
+        done = update(silences).where(*_unchanged(silence)).values(begun=True)
+        await self._database.write(lambda connection: connection.execute(done))
+
+    async def begin_due(self, test_of: TestOf, *, now: datetime) -> None:
+        """Go through what waits for each silence whose time has come, and for those that nobody has finished following."""
+        due = select(silences).where(~silences.c.begun, silences.c.starts_at <= now).order_by(silences.c.id)
+        async with self._database.reading() as connection:
+            found = [_read(row) for row in await connection.execute(due)]
+        for silence in found:
+            test = test_of(silence)
+            if test is None and silence.in_force(now):
+                continue
+            # What was about to be recorded by an earlier time than the silence's start is matched anew.
+            await self._database.write(change)
+            await self.follow(silence, test, now=now)
+
+
+def _unchanged(silence: Silence) -> tuple[ColumnElement[bool], ...]:
+    """SQL conditions: nobody has changed the silence since it was read."""
+    times = (silences.c.starts_at == silence.starts_at, silences.c.ends_at == silence.ends_at)
+    return (silences.c.id == silence.id, *times)
+
 
 _SAME = ("id", "matcher", "author", "reason", "starts_at", "ends_at", "created_at", "begun")
 """The fields of a silence that are columns of the same name."""
-
-
-def require_version(connection: Connection, version: int) -> None:
-    """Keep silences from being changed until the transaction ends. Raises SilencesChanged if they have another version."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(_SHARED, (_LOCK,))
-    if connection.scalar(_VERSION) != version:
-        raise SilencesChanged
-
-
-def _change(connection: Connection) -> None:
-    """Wait until nothing is being recorded by the silences as they are, and count their version up."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(_EXCLUSIVE, (_LOCK,))
-    connection.execute(_CHANGED)
 
 
 def _read(row: Row[Any]) -> Silence:

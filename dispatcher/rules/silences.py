@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,13 @@ class SilenceBook:
     _index: Index[Silence] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        parsed = ((matcher_of(one), one) for one in self.silences)
-        object.__setattr__(self, "_index", Index((matcher, one) for matcher, one in parsed if matcher is not None))
+        readable = []
+        for silence in self.silences:
+            if (matcher := matcher_of(silence)) is not None:
+                readable.append((matcher, silence))
+            else:
+                log.error("a newer version wrote this silence, so this version holds nothing by it", silence=silence.id)
+        object.__setattr__(self, "_index", Index(readable))
 
     def matching(self, event: Event) -> tuple[Silence, ...]:
         """Return the silences whose matcher holds for the event. None holds for a canary event."""
@@ -68,6 +73,13 @@ def matcher_of(silence: Silence) -> Matcher | None:
     """Return the matcher of a stored silence; None if a newer version wrote one that this version can't read."""
     try:
         return parse_matcher(silence.matcher)
-    except ValueError as error:
-        log.error("a silence can't be read, so it holds nothing", silence=silence.id, reason=str(error))
+    except ValueError:
         return None
+
+
+def test_of(silence: Silence) -> Callable[[Event], bool] | None:
+    """Return the test whether a silence's matcher holds for an event; None if a newer version wrote the matcher."""
+    if matcher_of(silence) is None:
+        return None
+    book = SilenceBook(silences=[silence])
+    return lambda event: bool(book.matching(event))

@@ -10,7 +10,7 @@ import pytest
 
 from dispatcher.errors import SilencesChanged
 from dispatcher.ledger import Deed, Ledger
-from dispatcher.ledger.silences import require_version
+from dispatcher.ledger.silence_lock import require_version
 from tests.support.builders import NOW, a_silence
 from tests.support.ledger_steps import an_action, an_event_to_record, rejected
 from tests.support.ledgers import opened_database
