@@ -259,7 +259,7 @@ class Evaluator:
     ) -> tuple[Sequence[Delivery], Sequence[StreakRoute]]:
         """Return the deliveries of the matched rules, and the routes that wait for a streak with theirs.
 
-        All of them have their content. Equal messages are rendered once.
+        They have their content, except those that may be held (`Contents.fill`).
         """
         matched = decision.matched
         planned = [self.planner.plan(event, matched, now=now)]

@@ -65,12 +65,14 @@ class Contents:
     def fill(self, event: Event, deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
         """Return the deliveries of one event with their content. Equal messages are rendered once.
 
-        Notices to fallback recipients stay without content.
+        Notices to fallback recipients stay without content. So does what may be held, because a digest or a summary may
+        tell of it instead. It is rendered now all the same if its rule names a template, which the ledger does not store.
         """
         rendered: dict[Hashable, Content] = {}
         filled = []
         for delivery in deliveries:
-            if delivery.kind is not Kind.NOTIFICATION:
+            may_be_held = delivery.digest is not None or delivery.quiet is not None
+            if delivery.kind is not Kind.NOTIFICATION or (may_be_held and delivery.template is None):
                 filled.append(delivery)
                 continue
             options = self._options(delivery)
