@@ -22,11 +22,14 @@ from channels.common.comma_list import comma_list
 from channels.common.secret import SecretFile
 from channels.registry import CHANNEL_TYPES
 from dispatcher.flyte.admin import FlyteAdminConfig
+from dispatcher.holding.silences import LONGEST
+from dispatcher.holding.windows import LOOK_AHEAD, Windows
 from dispatcher.intake.source import REST
+from dispatcher.model.hold import DigestOptions
 from dispatcher.model.notification import named_recipients
 from dispatcher.model.rate_limit import RateLimit, RateOption
 from dispatcher.model.retry import RetryPolicy
-from dispatcher.model.severity import Severity
+from dispatcher.model.severity import PASSES_QUIET_HOURS, Severity
 from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.time_zone import TimeZone
 from dispatcher.rendering.context import PROPELLER_LABELS
@@ -96,6 +99,28 @@ class LedgerSettings(Section):
         return self
 
 
+class HoldsSettings(Section):
+    """How long deliveries may be held back by silences, quiet hours and digests."""
+
+    longest: Duration = Field(LONGEST, ge=timedelta(minutes=1), le=LOOK_AHEAD)
+    """Maximum time that a delivery is held. Then it is sent, whatever would hold it on."""
+
+
+class DigestSettings(Section):
+    """Digests: when a contact gets many messages, further ones are told of in one message."""
+
+    after: int = Field(3, ge=1, le=1000)
+    """The first so many messages to an address that are recorded within `within` are sent at once."""
+    within: Duration = Field(timedelta(minutes=10), ge=timedelta(seconds=1), le=timedelta(days=1))
+    """The time in which `after` messages must be recorded until digests begin."""
+    every: Duration = Field(timedelta(minutes=15), ge=timedelta(seconds=1), le=timedelta(days=1))
+    """How long a digest gathers messages. Digests end when one of them has gathered none."""
+
+    @property
+    def options(self) -> DigestOptions:
+        return DigestOptions(self.after, self.within, self.every)
+
+
 class ContactOptions(Section):
     """A contact: who somebody is. In addition to these options, each channel's name is an option with its recipients."""
 
@@ -107,6 +132,11 @@ class ContactOptions(Section):
     """Template folders for messages to the contact's own recipients. They go before the folders of `templates`."""
     severity: Severity | None = None
     """The severity of every event for the contact's own recipients, if no route gives a higher one."""
+    quiet: Windows = ()
+    """Quiet hours: one window or a list of them, in which messages to the contact's own recipients are held. Messages
+    whose severity is critical are not held."""
+    digest: DigestSettings | None = None
+    """Digests for the contact's own recipients, except on channels that page."""
 
     @property
     def recipients(self) -> tuple[tuple[str, str], ...]:
@@ -118,6 +148,12 @@ class ContactOptions(Section):
         if not self.recipients and not self.include:
             channels = ", ".join(CHANNEL_TYPES)
             raise ValueError(f"nobody is in it: give recipients of one of {channels}, or include other contacts")
+        return self
+
+    @model_validator(mode="after")
+    def _may_be_held(self) -> Self:
+        if self.quiet and self.severity == PASSES_QUIET_HOURS:
+            raise ValueError(f"quiet has no effect: every event is {self.severity} for it, which passes quiet hours")
         return self
 
 

@@ -26,6 +26,7 @@ from dispatcher.config.sections import (
     DEFAULT_LEDGER,
     ContactName,
     ContactOptions,
+    HoldsSettings,
     IntakeSettings,
     LedgerSettings,
     OwnersSettings,
@@ -104,6 +105,7 @@ class Settings(BaseSettings):
     """Mapping from a contact's name to its recipients. A recipient in a rule that equals a contact's name means all of
     the contact's recipients."""
     owners: OwnersSettings | None = None
+    holds: HoldsSettings = HoldsSettings()
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: Annotated[str, AfterValidator(_http_url_or_nothing)] = ""

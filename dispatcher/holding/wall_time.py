@@ -25,7 +25,7 @@ def last_instant(wall: datetime, zone: tzinfo) -> datetime:
 
 
 def _instant(wall: datetime, zone: tzinfo, fold: int) -> datetime:
-    at = wall.replace(tzinfo=zone, fold=fold).astimezone(UTC)
+    at = wall.replace(tzinfo=zone, fold=fold).astimezone(UTC).replace(fold=0)
     if at.astimezone(zone).replace(tzinfo=None) == wall:
         return at
     # The clocks skip `wall`. PEP 495: in such a gap, fold=0 has the offset before the change, so that its instant is

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, 
 
 from dispatcher.holding.wall_time import first_instant, last_instant
 from dispatcher.model.hold import Quiet
+from dispatcher.parsing.duration import duration_text
 from dispatcher.parsing.scalars import why_not_text
 from dispatcher.parsing.time_zone import TimeZone
 
@@ -204,11 +205,12 @@ class QuietHours:
         """
         return _next_opening(self.windows, at, latest)
 
-    def without_opening(self, longest: timedelta) -> date | None:
-        """Return a day from which on windows are in force for more than `longest` without a break; None if there is no
-        such day.
-        """
-        return _without_opening(self.windows, longest)
+    def why_too_long(self, longest: timedelta) -> str:
+        """Return a sentence if the windows are in force for more than `longest` without a break; else an empty text."""
+        day = _without_opening(self.windows, longest)
+        if day is None:
+            return ""
+        return f"from {day} on, it leaves no opening within holds.longest: messages are held for {duration_text(longest)} at most"
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.windows))
@@ -218,7 +220,7 @@ class QuietHours:
         return [window.as_data() for window in self.windows]
 
 
-def quiet(now: datetime, each: Iterable[Sequence[QuietHours]]) -> Quiet | None:
+def quiet_now(now: datetime, each: Iterable[Sequence[QuietHours]]) -> Quiet | None:
     """Return the quiet hours that hold a delivery at `now`; None if there are none.
 
     `each`: groups of quiet hours. A delivery goes at a moment at which, in each group, at least one has no window in
@@ -244,7 +246,7 @@ def _next_opening(windows: Sequence[Window], at: datetime, latest: datetime) -> 
 
 @lru_cache(maxsize=1024)  # many routes have the same windows
 def _without_opening(windows: tuple[Window, ...], longest: timedelta) -> date | None:
-    """See `QuietHours.without_opening`.
+    """Return a day from which on windows are in force for more than `longest` without a break; None if there is none.
 
     The windows of one week are those of every week, but for their dates. So two weeks are examined that have none of the
     dates, and the weeks around each of the dates on which windows start.

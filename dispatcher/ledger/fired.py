@@ -13,6 +13,7 @@ from dispatcher.ledger.places import Place, places, without
 from dispatcher.ledger.records import RecordedEvent
 from dispatcher.ledger.threads import Subjects
 from dispatcher.model.delivery import Delivery, Kind
+from dispatcher.model.hold import first_to_end
 from dispatcher.model.owner import FoundBy
 from dispatcher.model.severity import highest
 from dispatcher.model.streak import RouteResult
@@ -122,12 +123,14 @@ class _Merged:
                 else:
                     for rest in without(earlier, frozenset(places(added))):
                         self.by_key[key] = rest
-                    added = added._replace(rules=_naming(earlier, added).rules)
+                    named = _naming(earlier, added)
+                    added = added._replace(rules=named.rules, quiet=named.quiet)
         elif same is not None:
             return
         self.put(added)
 
 
 def _naming(delivery: Delivery, other: Delivery) -> Delivery:
-    """Return the delivery with the other's rules too."""
-    return delivery._replace(rules=tuple(dict.fromkeys([*delivery.rules, *other.rules])))
+    """Return the delivery with the other's rules too. Quiet hours hold it as long as none of them lets it through."""
+    rules = tuple(dict.fromkeys([*delivery.rules, *other.rules]))
+    return delivery._replace(rules=rules, quiet=first_to_end(delivery.quiet, other.quiet))

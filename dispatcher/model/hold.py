@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from dispatcher.parsing.duration import duration_text
 
 
 class HoldReason(StrEnum):
@@ -56,6 +58,11 @@ class Quiet(NamedTuple):
     """Whose they are, such as `contact ml-team` or `route nightly`."""
 
 
+def first_to_end(one: Quiet | None, other: Quiet | None) -> Quiet | None:
+    """Return the quiet hours that end first; None if one of them holds nothing."""
+    return min(one, other) if one is not None and other is not None else None
+
+
 class DigestOptions(NamedTuple):
     """When an address gets digests: the option `digest` of its contact."""
 
@@ -64,3 +71,16 @@ class DigestOptions(NamedTuple):
     within: timedelta
     every: timedelta
     """How long a digest gathers members."""
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the options as JSON data, in the form in which the settings write them."""
+        return {
+            "after": self.after,
+            "within": f"{self.within.total_seconds():g}s",
+            "every": f"{self.every.total_seconds():g}s",
+        }
+
+    def __str__(self) -> str:
+        """Return the options in words, such as `digest every 15m after 3 messages within 10m`."""
+        messages = "1 message" if self.after == 1 else f"{self.after} messages"
+        return f"digest every {duration_text(self.every)} after {messages} within {duration_text(self.within)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 Severity = Literal["critical", "error", "warning", "info"]
+PASSES_QUIET_HOURS: Severity = "critical"
+"""Messages of this severity are not held by quiet hours."""
 _FROM_LOWEST = ("", "info", "warning", "error", "critical")
 
 

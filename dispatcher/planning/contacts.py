@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import tzinfo
+from datetime import timedelta, tzinfo
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,6 +15,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from channels.contract import UnknownRecipient
+from dispatcher.holding.silences import LONGEST
+from dispatcher.holding.windows import QuietHours
+from dispatcher.model.hold import DigestOptions
 from dispatcher.model.notification import MAX_RECIPIENTS
 from dispatcher.parsing.nearest import no_such
 from dispatcher.planning.targets import FindTarget, as_written
@@ -32,6 +35,22 @@ class Options(NamedTuple):
     """Template folders that go before those of the settings."""
     severity: str = ""
     """The severity that events have for the contact (`model/severity.py`); empty if it gives none."""
+    quiet: QuietHours | None = None
+    """When messages to the contact are held; None if never."""
+    digest: DigestOptions | None = None
+    """When the contact gets digests; None if never."""
+
+    @property
+    def one_by_one(self) -> bool:
+        """True if each address gets a message of its own, because it is decided for each address what is held."""
+        return self.quiet is not None or self.digest is not None
+
+    def in_words(self) -> list[str]:
+        """Return the options in words for people."""
+        quiet = f"quiet hours {self.quiet}" if self.quiet is not None else ""
+        digest = str(self.digest) if self.digest is not None else ""
+        given = (self.severity, str(self.timezone or ""), *map(str, self.templates), quiet, digest)
+        return [words for words in given if words]
 
 
 NO_OPTIONS = Options()
@@ -53,15 +72,22 @@ class Contacts:
     """All contacts, as they were when the settings were read."""
 
     def __init__(
-        self, contacts: Mapping[str, Contact] = MappingProxyType({}), find_target: FindTarget = as_written
+        self,
+        contacts: Mapping[str, Contact] = MappingProxyType({}),
+        find_target: FindTarget = as_written,
+        longest: timedelta = LONGEST,
     ) -> None:
-        """`find_target`: returns the target of a recipient. Raises UnknownRecipient."""
+        """`find_target`: returns the target of a recipient. Raises UnknownRecipient. `longest`: the longest hold."""
         self.all = contacts
         """What the settings say of each contact."""
         self._expanded: dict[str, tuple[Recipient, ...]] = {}
         self._options: dict[tuple[str, str], Options] = {}
         """Mapping from a channel and an address in lower case to the options of its contact."""
-        self.problems = [*self._expand_all(contacts), *self._resolve_all(contacts, find_target)]
+        self.problems = [
+            *self._expand_all(contacts),
+            *self._resolve_all(contacts, find_target),
+            *_held_too_long(contacts, longest),
+        ]
         """The mistakes in the contacts: sentences that begin with the setting, such as `contacts.ml.include: `."""
 
     @property
@@ -100,6 +126,9 @@ class Contacts:
                 "timezone": str(contact.options.timezone or ""),
                 "templates": [str(folder) for folder in contact.options.templates],
                 "severity": contact.options.severity,
+                "quiet": contact.options.quiet.as_data() if contact.options.quiet is not None else [],
+                "digest": contact.options.digest.as_data() if contact.options.digest is not None else None,
+                "options": contact.options.in_words(),
             }
             for name, contact in self.all.items()
         ]
@@ -152,10 +181,20 @@ class Contacts:
                 if (owner := owners.setdefault(place, name)) != name:
                     yield (
                         f"contacts.{name}.{channel}: {recipient}: contact {owner} lists it too, and both have options: "
-                        "an address can have the timezone, templates and severity of one contact only"
+                        "an address can have the options of one contact only"
                     )
                 else:
                     self._options[place] = contact.options
+
+
+def _held_too_long(contacts: Mapping[str, Contact], longest: timedelta) -> Iterator[str]:
+    """Yield a problem for quiet hours without an end, and digests, that would hold a message for more than `longest`."""
+    for name, contact in contacts.items():
+        options = contact.options
+        if options.quiet is not None and (reason := options.quiet.why_too_long(longest)):
+            yield f"contacts.{name}.quiet: {reason}"
+        if options.digest is not None and options.digest.every > longest:
+            yield f"contacts.{name}.digest.every: it is longer than holds.longest, the longest time that messages are held"
 
 
 def _recipient_data(recipient: Recipient) -> dict[str, str]:

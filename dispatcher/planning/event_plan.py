@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from channels.contract import UnknownRecipient
+from dispatcher.holding.windows import QuietHours
 from dispatcher.model.delivery import (
     Delivery,
     Kind,
@@ -24,6 +25,7 @@ from dispatcher.model.delivery import (
     time_prefixed,
 )
 from dispatcher.model.event import Event, possible
+from dispatcher.model.hold import DigestOptions, Quiet
 from dispatcher.model.phase import Phase
 from dispatcher.model.severity import highest
 from dispatcher.planning.contacts import NO_OPTIONS, Options, Recipient
@@ -49,8 +51,11 @@ class Named:
     """The place of the first rule that names the recipient, among the matched rules. That rule makes the message."""
     template: str | None = None
     """That rule's own template."""
-    rules: dict[RuleRef, None] = field(default_factory=dict)
-    """The rules that name the recipient, each once."""
+    rules: dict[RuleRef, QuietHours | None] = field(default_factory=dict)
+    """The rules that name the recipient, each once, with their quiet hours."""
+    quiet: Quiet | None = None
+    """The quiet hours that hold the message to this recipient."""
+    digest: DigestOptions | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -60,7 +65,7 @@ class Named:
     def name(self, rule: Rule) -> None:
         """Note that a rule names the recipient."""
         self.severity = highest(self.severity, rule.severity)
-        self.rules[rule.ref] = None
+        self.rules[rule.ref] = rule.quiet
 
 
 @dataclass(slots=True)
@@ -127,6 +132,7 @@ class EventPlan:
                 if one.undeliverable or not self.register(one.target._replace(channel=kind)):
                     continue
                 one.rules = {RuleRef("", f"channels.{about.channel}.fallback_recipients"): None}
+                self._hold(one, highest(one.severity, about.severity))
                 notice = self._delivery([one])
                 self.deliveries.append(
                     notice._replace(
@@ -174,14 +180,23 @@ class EventPlan:
     def _add_messages(self, named: Iterable[Named]) -> None:
         messages: dict[Hashable, list[Named]] = {}
         for one in named:
+            self._hold(one, one.severity)
             messages.setdefault(self._shared_by(one), []).append(one)
         for together in messages.values():
             self._add_message(together)
 
-    def _shared_by(self, one: Named) -> Hashable:
+    def _hold(self, one: _Named, severity: str) -> None:
+        """Find out what may hold the message to a recipient. `severity`: the one by which it may pass quiet hours."""
+        if one.undeliverable or self.event.is_canary:
+            return
+        channel, _, address = one.target
+        one.quiet = self.planner.quiet(channel, address, severity, one.rules.values(), now=self.now)
+        one.digest = self.planner.digest(channel, address)
+
+    def _shared_by(self, one: _Named) -> Hashable:
         """Return what those have in common who share a message."""
         channel, recipient, _ = one.target
-        if one.undeliverable or channel not in self.planner.grouped:
+        if one.undeliverable or channel not in self.planner.grouped or one.options.one_by_one or one.quiet is not None:
             return one.key
         template_set = self.planner.template_set(self.event, recipient, one.options.templates)
         return one.place, channel, template_set, one.options.timezone, one.severity
@@ -238,4 +253,6 @@ class EventPlan:
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
             severity=first.severity,
+            quiet=first.quiet,
+            digest=first.digest,
         )

@@ -1,8 +1,9 @@
 """Turns the matched rules of an event into deliveries. Their content is rendered later (`planning/contents.py`).
 
 A message of a channel that groups recipients, such as a mail, goes to a rule's whole recipient list, as in Flyte. If the
-recipients have different template sets, time zones or severities, each of these gets its own message. On every other
-channel, each delivery has exactly one address. An address is notified of an event only once per channel. If several rules
+recipients have different template sets, time zones or severities, each of these gets its own message, and so does each
+recipient whom quiet hours hold or whose contact has quiet hours or digests. On every other channel, each delivery has
+exactly one address. An address is notified of an event only once per channel. If several rules
 name the address, the first of them makes the message, and the delivery lists all of them (`planning/event_plan.py`).
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from channels.contract import ThreadBy, UnknownRecipient
+from dispatcher.holding.windows import QuietHours, quiet_now
 from dispatcher.model.delivery import (
     Delivery,
     Kind,
@@ -25,14 +27,16 @@ from dispatcher.model.delivery import (
     execution_subject,
 )
 from dispatcher.model.event import Event, possible, shortened
+from dispatcher.model.hold import DigestOptions, Quiet
 from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.phase import Phase
+from dispatcher.model.severity import PASSES_QUIET_HOURS
 from dispatcher.model.streak import StreakEvent, StreakRoute
 from dispatcher.planning.contacts import NO_CONTACTS, Contacts, Recipient
 from dispatcher.planning.event_plan import EventPlan
 from dispatcher.planning.summary_plan import summary_instead, summary_notices
 from dispatcher.planning.targets import Address, Target, find_target
-from dispatcher.rules import Rule
+from dispatcher.rules import RouteBook, Rule
 from dispatcher.rules.owners import Owners
 
 
@@ -75,6 +79,8 @@ class Planner:
     """The channels that send change events. A change event reports that a launch plan has run in a new version."""
     owners: Owners | None = None
     """Who the owners of executions are; None if the settings don't say it."""
+    paging: frozenset[str] = frozenset()
+    """The channels that page people. They have no digests."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """Return the deliveries for the matched rules.
@@ -195,7 +201,12 @@ class Planner:
             reason = f"{delivery.channel} accepts messages again; those that waited are being sent"
         outage = f"{delivery.channel} {since.isoformat()}"
         return tuple(
-            notice._replace(kind=kind, key=delivery_key(outage, f"{kind} {notice.channel}", notice.addresses))
+            notice._replace(
+                kind=kind,
+                key=delivery_key(outage, f"{kind} {notice.channel}", notice.addresses),
+                quiet=None,
+                digest=None,
+            )
             for notice in self._notices(event, delivery, reason, now)
         )
 
@@ -243,6 +254,33 @@ class Planner:
             return frozenset()
         named = [one for name in owner.recipients for one in self.contacts.expand(name) or ((owner.channel, name),)]
         return frozenset(recipient.lower() for _, recipient in named)
+
+    def quiet(
+        self, channel: str, address: str, severity: str, of_rules: Iterable[QuietHours | None], *, now: datetime
+    ) -> Quiet | None:
+        """Return the quiet hours that hold a message at `now`, of the address's contact and of rules; None if none do.
+
+        `of_rules`: the quiet hours of each rule that names the address; None for a rule without any. They hold only what
+        no other of these rules lets through. `severity`: the message's; critical messages are not held.
+        """
+        if severity == PASSES_QUIET_HOURS:
+            return None
+        each = [*of_rules]
+        of_routes = [one for one in each if one is not None]
+        own = self.contacts.options(channel, address).quiet
+        return quiet_now(now, [[own] if own is not None else [], of_routes if len(of_routes) == len(each) else []])
+
+    def still_quiet(self, delivery: Delivery, routes: RouteBook, *, now: datetime) -> Quiet | None:
+        """Return the quiet hours that hold a delivery to one address at `now`, at the end of another hold.
+
+        `routes`: those in effect. A rule without quiet hours, or that is no longer in effect, lets the delivery through.
+        """
+        of_rules = [routes.quiet(rule.name) for rule in delivery.rules]
+        return self.quiet(delivery.channel, delivery.addresses[0], delivery.severity, of_rules, now=now)
+
+    def digest(self, channel: str, address: str) -> DigestOptions | None:
+        """Return when the address gets digests; None if it gets none."""
+        return self.contacts.options(channel, address).digest if channel not in self.paging else None
 
     def unreachable(self) -> Iterator[str]:
         """Yield an error message for each mistake in contacts and owners, and for each unknown contact in the settings."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
+from dispatcher.holding.silences import LONGEST
+from dispatcher.holding.windows import QuietHours, Windows
 from dispatcher.model.notification import CHANNEL_FIELDS, MAX_RECIPIENTS, Notification
 from dispatcher.model.phase import Phase
-from dispatcher.model.severity import Severity
+from dispatcher.model.severity import PASSES_QUIET_HOURS, Severity
 from dispatcher.model.streak import MAX_STREAK
 from dispatcher.parsing.nearest import nearest, there_is_no
 from dispatcher.parsing.scalars import why_not_text
@@ -57,6 +60,8 @@ class Names:
     channels: frozenset[str] = frozenset()
     owners: Owners | None = None
     """Who the owners of executions are; None if the settings don't say it."""
+    longest: timedelta = LONGEST
+    """The longest hold (`holds.longest`)."""
 
 
 NO_NAMES = Names()
@@ -105,6 +110,7 @@ class _RouteText(BaseModel):
     rules: Literal["add", "replace"] = "add"
     streak: Annotated[int, Field(strict=True, ge=1, le=MAX_STREAK)] | None = None
     on: Literal["resolved"] | None = None
+    quiet: Windows = ()
 
 
 class _Refused(Exception):
@@ -183,6 +189,7 @@ def _route(item: Any, defined_at: str, names: Names) -> Route:
         raise _Refused("match.phase: name at least one of SUCCEEDED, FAILED, ABORTED, TIMED_OUT", ("match", "phase"))
     if text.streak and not text.on and Phase.SUCCEEDED in text.match.phase:
         raise _Refused("match.phase: a streak has no success: write on: resolved instead of phase", ("match", "phase"))
+    quiet = _quiet(text, names)
     by_channel: dict[str, list[str]] = {}
     for index, entry in enumerate(text.notify):
         for channel, recipients in entry.items():
@@ -198,6 +205,7 @@ def _route(item: Any, defined_at: str, names: Names) -> Route:
                 defined_at,
                 name=text.name,
                 severity=text.severity or "",
+                quiet=quiet,
             )
             for channel, listed in by_channel.items()
             for recipients in _owner_apart(channel, listed)
@@ -217,13 +225,16 @@ def _route(item: Any, defined_at: str, names: Names) -> Route:
     )
 
 
-def _invalid(error: ValidationError) -> _Refused:
-    """Return the first problem; an unknown option goes before others, because a wrong name makes an option missing too."""
-    problems = error.errors(include_url=False, include_context=False)
-    unknown = next((one for one in problems if one["type"] == "extra_forbidden"), None)
-    if unknown is None:
-        return _Refused(sentence(problems[0]), problems[0]["loc"])
-    return _Refused(sentence(unknown), unknown["loc"], partial(option_hint, unknown["loc"], _RouteText))
+def _quiet(text: _RouteText, names: Names) -> QuietHours | None:
+    """Return the route's quiet hours. Raises _Refused if they hold nothing, or hold messages for too long."""
+    if not text.quiet:
+        return None
+    if text.severity == PASSES_QUIET_HOURS:
+        raise _Refused(f"quiet: it has no effect, because severity {text.severity} passes quiet hours", ("quiet",))
+    quiet = QuietHours(f"route {text.name}", text.quiet)
+    if reason := quiet.why_too_long(names.longest):
+        raise _Refused(f"quiet: {reason}", ("quiet",))
+    return quiet
 
 
 def _with_phase(item: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
+from dispatcher.holding.windows import QuietHours
 from dispatcher.model.event import Event
 from dispatcher.model.notification import MAX_RECIPIENTS, MAX_RULES
 from dispatcher.rules.facts import UNKNOWN
@@ -85,6 +86,10 @@ class Route:
         return self.rules[0].severity
 
     @property
+    def quiet(self) -> QuietHours | None:
+        return self.rules[0].quiet
+
+    @property
     def contacts(self) -> tuple[str, ...]:
         """The contacts that it names."""
         return tuple(name for one in self.rules if not one.notification.channel for name in one.notification.recipients)
@@ -105,6 +110,7 @@ class Route:
             "rules": "replace" if self.replaces else "add",
             "streak": self.streak or None,
             "on": "resolved" if self.at_the_end else None,
+            "quiet": self.quiet.as_data() if self.quiet is not None else [],
         }
 
 
@@ -200,6 +206,11 @@ class RouteBook:
     def place(self, route: Route) -> int:
         """Return the place of one of the routes in their order, from 1."""
         return self._places[route.name] + 1
+
+    def quiet(self, name: str) -> QuietHours | None:
+        """Return the quiet hours of the route of this name; None if it has none, or if there is no such route."""
+        place = self._places.get(name)
+        return self.routes[place].quiet if place is not None else None
 
     def decide(self, event: Event) -> Routing:
         """Return the routes that apply to the event."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from dispatcher.holding.windows import QuietHours
 from dispatcher.model.delivery import RuleRef
 from dispatcher.model.notification import Notification
 from dispatcher.rules.owners import OWNER, TO_CONTACTS, Owner
@@ -20,6 +21,8 @@ class Rule:
     """The name of the route that the rule belongs to; empty for Flyte's rules."""
     severity: str = ""
     """The severity that the route gives (`model/severity.py`); empty if it gives none."""
+    quiet: QuietHours | None = None
+    """The quiet hours of the route; None if it has none."""
     owner: Owner | None = None
     """How the owner was found whom the route names; None if it is no rule for the owner, or if no event is decided."""
 

@@ -85,7 +85,9 @@ class Wiring:
         settings = self.settings
         async with AsyncExitStack() as stack:
             where, rest = settings.ledger, settings.intake.rest
-            ledger = Ledger(where.url, where.timeout, where.password_file, settle_wait=rest)
+            ledger = Ledger(
+                where.url, where.timeout, where.password_file, settle_wait=rest, longest_hold=settings.holds.longest
+            )
             stack.push_async_callback(ledger.aclose)
             channels = open_channels(settings)
             for channel in channels.values():

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from channels.contract import Channel
 from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import Clock
+from dispatcher.config.sections import ContactOptions
 from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
+from dispatcher.holding.windows import QuietHours
 from dispatcher.model.event import Event
 from dispatcher.planning.contacts import Contact, Contacts, Options
 from dispatcher.planning.contents import Contents
@@ -96,12 +98,23 @@ def make_contacts(settings: Settings, channels: Mapping[str, Channel] | None = N
         name: Contact(
             section.recipients,
             section.include,
-            Options(section.timezone, section.templates, section.severity or ""),
+            _options(name, section),
             settings.place("contacts", name),
         )
         for name, section in settings.contact_sections.items()
     }
-    return Contacts(contacts, find)
+    return Contacts(contacts, find, settings.holds.longest)
+
+
+def _options(name: str, section: ContactOptions) -> Options:
+    """Return the options of a contact."""
+    return Options(
+        timezone=section.timezone,
+        templates=section.templates,
+        severity=section.severity or "",
+        quiet=QuietHours(f"contact {name}", section.quiet) if section.quiet else None,
+        digest=section.digest.options if section.digest is not None else None,
+    )
 
 
 def make_owners(settings: Settings) -> Owners | None:
@@ -150,6 +163,7 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         contacts=make_contacts(settings, channels),
         fallback_recipients={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
         owners=make_owners(settings),
+        paging=frozenset(name for name in channels if CHANNEL_TYPES[name].pages),
     )
     problems = [*planner.unreachable()]
     canary = settings.canary
@@ -169,7 +183,9 @@ def make_rule_files(settings: Settings, routes: Sequence[Path] | None = None) ->
 
     `routes`: files and folders with routes, in place of those in the settings.
     """
-    names = Names(make_contacts(settings).sizes, frozenset(CHANNEL_TYPES), make_owners(settings))
+    names = Names(
+        make_contacts(settings).sizes, frozenset(CHANNEL_TYPES), make_owners(settings), settings.holds.longest
+    )
     return RuleFiles(settings.rules.launch_plans, settings.rules.routes if routes is None else routes, names)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from dispatcher.config.settings import load
-from dispatcher.errors import SettingsError
+from dispatcher.errors import InvalidSettings, SettingsError
+from dispatcher.model.hold import DigestOptions
 
 A_TOKEN = "{name: a, token: long-enough-a-token, scopes: publish}"
 EMAIL = "channels:\n  email: {host: relay, from: flyte@example.com}\n"
@@ -221,6 +223,39 @@ def test_a_contact_has_recipients_on_each_channel_and_may_include_others(tmp_pat
         ),
         "on-call": ((("teams", "x"),), ()),
     }
+
+
+def test_quiet_hours_and_digests_of_a_contact(tmp_path: Path) -> None:
+    quiet = '{days: [mon-fri], from: "22:00", to: "07:00", zone: Europe/Berlin, except: [2026-12-31]}'
+    text = "holds: {longest: 2d}\ncontacts: {ml: {email: a@x.com, quiet: QUIET, digest: {every: 1h}}}"
+    for given in (quiet, f"[{quiet}]"):
+        settings = load(written(tmp_path, text.replace("QUIET", given)))
+        contact = settings.contact_sections["ml"]
+        assert [str(one) for one in contact.quiet] == ["mon-fri 22:00-07:00 Europe/Berlin except 2026-12-31"]
+        assert contact.digest is not None
+        assert contact.digest.options == DigestOptions(3, timedelta(minutes=10), timedelta(hours=1))
+    assert settings.holds.longest == timedelta(days=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("quiet: []", "contacts.ml.quiet: must not be empty"),
+        ("quiet: {from: 22:00, zone: UTC}", "contacts.ml.quiet.0.from: some YAML readers take this for text"),
+        ('quiet: {from: "22:00"}', "contacts.ml.quiet.0.zone: must be set"),
+        ('quiet: {form: "22:00", zone: UTC}', "contacts.ml.quiet.0.form: unknown option; did you mean 'from'?"),
+        (
+            "severity: critical, quiet: {days: sat, zone: UTC}",
+            "contacts.ml: quiet has no effect: every event is critical",
+        ),
+        ("digest: {after: 0}", "contacts.ml.digest.after: must be greater than or equal to 1"),
+        ("digest: {every: 2d}", "contacts.ml.digest.every: must be less than or equal to 1 day"),
+    ],
+)
+def test_mistakes_in_quiet_hours_and_digests_have_their_place(tmp_path: Path, options: str, problem: str) -> None:
+    with pytest.raises(InvalidSettings) as refused:
+        load(written(tmp_path, f"contacts:\n  ml: {{email: a@x.com, {options}}}\n"))
+    assert re.fullmatch(rf"[^:]+:2: {re.escape(problem)}.*", str(refused.value)), refused.value
 
 
 def test_a_webhooks_lists_may_be_comma_separated_and_its_files_relative(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dispatcher.holding.wall_time import first_instant, last_instant
-from dispatcher.holding.windows import LOOK_AHEAD, QuietHours, Window, quiet
+from dispatcher.holding.windows import LOOK_AHEAD, QuietHours, Window, quiet_now
 from dispatcher.model.hold import Quiet
 from dispatcher.parsing.validation_errors import first_problem
 
@@ -222,21 +222,22 @@ OFFICE = window(days="mon-fri", **{"from": "07:00", "to": "22:00"})
     ],
 )
 def test_windows_without_an_opening_are_found(several: list[Window], longest: timedelta, day: date | None) -> None:
-    assert hours(*several).without_opening(longest) == day
+    why = hours(*several).why_too_long(longest)
+    assert why.startswith(f"from {day} on, it leaves no opening within holds.longest") if day else why == ""
 
 
 def test_each_group_must_let_a_delivery_through() -> None:
     evening = datetime(2026, 11, 20, 23, tzinfo=BERLIN)  # a Friday
     until_7, until_8 = hours(NIGHT), hours(window(**{"from": "20:00", "to": "08:00"}), by="route nightly")
     seven, monday = evening.replace(day=21, hour=7), evening.replace(day=23, hour=0)
-    assert quiet(evening, []) is None
-    assert quiet(seven, [[until_7]]) is None
-    assert quiet(evening, [[until_7]]) == Quiet(seven, "contact ml")
-    assert quiet(evening, [[until_7], [until_8]]) == Quiet(seven.replace(hour=8), "route nightly")
-    assert quiet(evening, [[until_7, until_8]]) == Quiet(seven, "contact ml")  # the first that lets it through
+    assert quiet_now(evening, []) is None
+    assert quiet_now(seven, [[until_7]]) is None
+    assert quiet_now(evening, [[until_7]]) == Quiet(seven, "contact ml")
+    assert quiet_now(evening, [[until_7], [until_8]]) == Quiet(seven.replace(hour=8), "route nightly")
+    assert quiet_now(evening, [[until_7, until_8]]) == Quiet(seven, "contact ml")  # the first that lets it through
     # What waits for the end of one is held on if the other has begun by then.
-    assert quiet(evening, [[until_8], [hours(WEEKEND)]]) == Quiet(monday.replace(hour=8), "route nightly")
-    (held,) = [quiet(evening, [[hours(window())]])]
+    assert quiet_now(evening, [[until_8], [hours(WEEKEND)]]) == Quiet(monday.replace(hour=8), "route nightly")
+    (held,) = [quiet_now(evening, [[hours(window())]])]
     assert held is not None
     assert LOOK_AHEAD <= held.until - evening <= LOOK_AHEAD + DAY
 
@@ -252,12 +253,12 @@ def test_a_hold_ends_when_each_group_lets_the_delivery_through(
     def open_at(at: datetime) -> bool:
         return all(any(not any(in_force(one, at) for one in each.windows) for each in group) for group in groups)
 
-    held = quiet(now, groups)
+    held = quiet_now(now, groups)
     assert (held is None) == open_at(now)
     if held is not None and held.until < now + LOOK_AHEAD:
         assert open_at(held.until)
         assert not open_at(held.until - MINUTE)
-        assert quiet(held.until, groups) is None
+        assert quiet_now(held.until, groups) is None
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import UnknownRecipient
+from dispatcher.model.hold import DigestOptions
 from dispatcher.model.notification import MAX_RECIPIENTS
 from dispatcher.planning.contacts import NO_OPTIONS, Contact, Contacts, Options
 from dispatcher.planning.targets import Target
+from tests.support.builders import quiet_hours
 
 
 def mails(*recipients: str, include: tuple[str, ...] = ()) -> Contact:
@@ -103,6 +107,31 @@ def test_options_follow_the_addresses_that_a_contact_lists_itself() -> None:
     assert contacts.options("slack", "ml@x") == NO_OPTIONS
 
 
+def test_quiet_hours_and_digests_that_would_hold_messages_for_too_long_are_a_problem() -> None:
+    def contact(**options: Any) -> Contact:
+        return replace(mails("a@x"), options=Options(**options))
+
+    night = quiet_hours("contact night", **{"from": "22:00", "to": "07:00"})
+    hourly = DigestOptions(1, timedelta(minutes=1), timedelta(hours=1))
+    contacts = {
+        "night": contact(quiet=night),
+        "never": contact(quiet=quiet_hours("contact never")),
+        "hourly": contact(digest=hourly),
+        "daily": contact(digest=hourly._replace(every=timedelta(hours=25))),
+    }
+    found = [Contacts({name: one}, target, timedelta(days=1)).problems for name, one in contacts.items()]
+    assert found == [
+        [],
+        [
+            "contacts.never.quiet: from 2024-01-08 on, it leaves no opening within holds.longest: messages are held for 1 d at most"
+        ],
+        [],
+        ["contacts.daily.digest.every: it is longer than holds.longest, the longest time that messages are held"],
+    ]
+    assert contacts["hourly"].options.in_words() == ["digest every 1 h after 1 message within 1 min"]
+    assert contacts["night"].options.in_words() == ["quiet hours 22:00-07:00 UTC"]
+
+
 def test_an_address_has_the_options_of_one_contact_only() -> None:
     options = Options(severity="info")
     contacts = Contacts(
@@ -115,8 +144,8 @@ def test_an_address_has_the_options_of_one_contact_only() -> None:
     )
     assert contacts.problems == [
         (
-            "contacts.ops.email: ML@x: contact ml lists it too, and both have options: an address can have the timezone, "
-            "templates and severity of one contact only"
+            "contacts.ops.email: ML@x: contact ml lists it too, and both have options: an address can have the options "
+            "of one contact only"
         ),
         "contacts.all: its options are for the recipients that it lists itself, and it lists none",
     ]

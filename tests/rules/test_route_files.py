@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from dataclasses import replace
@@ -138,6 +139,15 @@ def test_routes_apply_in_the_order_of_the_settings_then_of_paths_then_of_lines(t
         ("routes:\n" + a_route("x", stop="maybe"), "route 'x': stop: must be"),
         ("routes:\n" + a_route("x", rules="keep"), "route 'x': rules: must be 'add' or 'replace'"),
         ("routes:\n" + a_route("x", severity="high"), "route 'x': severity: must be 'critical', 'error'"),
+        (
+            "routes:\n  - name: x\n    match: {phase: FAILED}\n    notify: [ml-team]\n    quiet: {zone: UTC}",
+            "a.yaml:5: route 'x': quiet: from 2024-01-08 on, it leaves no opening within holds.longest: messages are held",
+        ),
+        (
+            "routes:\n" + a_route("x", severity="critical", quiet="{days: sat, zone: UTC}"),
+            "route 'x': quiet: it has no effect, because severity critical passes quiet hours",
+        ),
+        ("routes:\n" + a_route("x", quiet="{days: sat}"), "route 'x': quiet.0.zone: must be set"),
         ("routes:\n" + a_route("12"), "route 1: name: a number where text is expected: quote it"),
         ("routes:\n" + a_route("''"), "name: must not be empty"),
         ("routes:\n" + a_route("x" * 101), "name: must have at most 100 characters"),
@@ -174,6 +184,25 @@ def test_an_invalid_route_is_reported_with_file_and_line(tmp_path: Path, content
     (tmp_path / "a.yaml").write_text(content)
     (line,) = problems(loaded(tmp_path))
     assert words in line
+
+
+def test_a_route_may_have_quiet_hours(tmp_path: Path) -> None:
+    night = "{from: '22:00', to: '07:00', zone: Europe/Berlin}"
+    (tmp_path / "a.yaml").write_text(
+        f"routes:\n{a_route('night', quiet=night)}{a_route('both', quiet=f'[{night}, {{days: sat-sun, zone: UTC}}]')}"
+        f"{a_route('never')}"
+    )
+    routes = loaded(tmp_path).book.routes
+    shown = [str(route.quiet) for route in routes.routes]
+    assert shown == ["22:00-07:00 Europe/Berlin", "22:00-07:00 Europe/Berlin; sat-sun all day UTC", "None"]
+    quiet = routes.quiet("both")
+    assert quiet is not None
+    assert quiet.by == "route both"
+    assert routes.quiet("gone") is None
+    again = {"name": "again", "match": {"phase": "FAILED"}, "notify": ["ml-team"]}
+    shown_data = routes.routes[1].as_data()["quiet"]
+    (tmp_path / "b.json").write_text(json.dumps({"routes": [{**again, "quiet": shown_data}]}))
+    assert str(loaded(tmp_path).book.routes.quiet("again")) == shown[1]
 
 
 def test_a_route_may_wait_for_a_streak_or_for_its_end(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dispatcher.holding.silences import Silence
+from dispatcher.holding.windows import QuietHours, Window
 from dispatcher.model.delivery import Delivery, DropReason, Kind, RuleRef, State, delivery_key
 from dispatcher.model.event import EntityId, Event, ExecutionId, Options
 from dispatcher.model.hold import HoldReason, Then
@@ -76,6 +77,7 @@ def a_route(
     number: int = 0,
     streak: int = 0,
     at_the_end: bool = False,
+    quiet: QuietHours | None = None,
     **match: Any,
 ) -> Route:
     """A route to these recipients, or to one named after it. `number`: of its recipients, if contacts are among them."""
@@ -85,13 +87,18 @@ def a_route(
         name=name,
         defined_at=f"routes.yaml:{name}",
         match=Matcher.model_validate({"phase": phase, **match}),
-        rules=(Rule(notification, f"routes.yaml:{name}", name=name, severity=severity),),
+        rules=(Rule(notification, f"routes.yaml:{name}", name=name, severity=severity, quiet=quiet),),
         recipients=number or len(named),
         stop=stop,
         replaces=rules == "replace",
         streak=streak,
         at_the_end=at_the_end,
     )
+
+
+def quiet_hours(by: str, **options: Any) -> QuietHours:
+    """Quiet hours of one window; without options, all hours of all days."""
+    return QuietHours(by, (Window.model_validate({"zone": "UTC", **options}),))
 
 
 def a_delivery(
