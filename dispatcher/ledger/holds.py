@@ -64,7 +64,7 @@ def with_holds(known: Subjects, entry: RecordedEvent, *, now: datetime, longest:
 
 def unless_resolved(known: Subjects, delivery: Delivery, now: datetime) -> Delivery:
     """Return a held delivery. It is dropped if it is a failure that a recorded success has resolved."""
-    return _superseded(delivery, now) if known.well_after(delivery.subject, ended_at(delivery, now)) else delivery
+    return _superseded(delivery) if known.well_after(delivery.subject, ended_at(delivery, now)) else delivery
 
 
 def ended_at(delivery: Delivery, now: datetime) -> datetime:
@@ -72,8 +72,9 @@ def ended_at(delivery: Delivery, now: datetime) -> datetime:
     return delivery.thread_at or possible(delivery.occurred_at, now)
 
 
-def _superseded(delivery: Delivery, now: datetime) -> Delivery:
-    return delivery._replace(state=State.DROPPED, drop_reason=DropReason.SUPERSEDED, reason=RESOLVED_BEFORE, due_at=now)
+def _superseded(delivery: Delivery) -> Delivery:
+    """Return the delivery dropped. Its hold and the end of its hold stay: a summary counts it by them."""
+    return delivery._replace(state=State.DROPPED, drop_reason=DropReason.SUPERSEDED, reason=RESOLVED_BEFORE)
 
 
 class HeldFailures:

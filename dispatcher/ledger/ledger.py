@@ -33,6 +33,7 @@ from dispatcher.ledger.records import (
 )
 from dispatcher.ledger.refusals import Refusals
 from dispatcher.ledger.rejected import RejectedMessages
+from dispatcher.ledger.releases import Releases
 from dispatcher.ledger.replicas import Replicas
 from dispatcher.ledger.settle import Settlements
 from dispatcher.ledger.silences import Silences
@@ -78,6 +79,7 @@ class Ledger:
         self.owners = Owners(self._database)
         self.silences = Silences(self._database, longest_hold)
         self.digests = OpenDigests(self._database, longest_hold)
+        self.releases = Releases(self._database, longest_hold)
 
     async def open(self) -> Self:
         """Create or upgrade the tables. Raises LedgerIncompatible for a ledger that this version can't work with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -25,10 +26,15 @@ def delivery_row(delivery: Delivery, content_hash: str | None, trace: str) -> di
     """
     return delivery._asdict() | {
         "content": content_hash,
-        "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
+        "settled_at": None if delivery.state is State.WAITING else _settled_at(delivery),
         "reference": None,
         "trace": trace,
     }
+
+
+def _settled_at(delivery: Delivery) -> datetime:
+    """Return when a new delivery that waits for nothing was finished. `due_at` is the end of its hold if it has one."""
+    return delivery.due_at if delivery.hold is None or delivery.held_since is None else delivery.held_since
 
 
 def delivery_fields(row: Row[Any], content: Any) -> dict[str, Any]:

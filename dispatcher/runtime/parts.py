@@ -17,6 +17,7 @@ from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import Clock
 from dispatcher.config.settings import Settings
 from dispatcher.delivering.options import WorkerOptions
+from dispatcher.delivering.releaser import Releaser
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.flyte.decode import is_other_type
 from dispatcher.intake.pipeline import BatchResult, Intake
@@ -55,6 +56,7 @@ class Parts:
     rules: RuleFiles
     admin: FlyteAdmin | None
     workers: Sequence[DeliveryWorker]
+    releaser: Releaser
     intake: Intake
     source: KafkaSource | None
     canary: Canary | None
@@ -114,12 +116,28 @@ class Wiring:
                 look_up=admin.look_up if admin is not None else None,
                 tracing=tracing,
             )
+            releaser = self._releaser(ledger, intake, workers)
             canary = self._canary(ledger, intake)
-            yield Parts(self._replica, ledger, channels, rules, admin, workers, intake, source, canary, monitor)
+            yield Parts(
+                self._replica, ledger, channels, rules, admin, workers, releaser, intake, source, canary, monitor
+            )
 
     @property
     def _replica(self) -> str:
         return f"{socket.gethostname()}:{os.getpid()}"
+
+    def _releaser(self, ledger: Ledger, intake: Intake, workers: Sequence[DeliveryWorker]) -> Releaser:
+        contacts, zone = intake.planner.contacts, self.settings.templates.timezone
+        return Releaser(
+            ledger=ledger,
+            silences=intake.silences,
+            clock=self.clock,
+            stopping=self.stopping,
+            pages=frozenset(name for name, kind in CHANNEL_TYPES.items() if kind.pages),
+            zone=lambda target: contacts.options(*target).timezone or zone,
+            wake=lambda: _notify(workers),
+            on_failed=partial(self.metrics.component_failed, "releaser"),
+        )
 
     def _worker(
         self, name: str, channel: Channel, ledger: Ledger, planner: Planner, contents: Contents, tracing: Tracing
@@ -200,6 +218,11 @@ class Wiring:
             no_progress_after=self.settings.watchdog.no_progress_after,
             stopping=self.stopping,
         )
+
+
+def _notify(workers: Sequence[DeliveryWorker]) -> None:
+    for worker in workers:
+        worker.notify()
 
 
 def _wake(workers: Sequence[DeliveryWorker], pending: Sequence[Delivery]) -> None:

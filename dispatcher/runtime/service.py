@@ -164,7 +164,8 @@ class Service:
         settings, clock, stopping, ledger = self.settings, self.clock, self._stopping, parts.ledger
         works: dict[str, Work] = {
             "rules": partial(parts.rules.watch, stopping),
-            "retention": partial(self._purge, parts),
+            "releaser": parts.releaser.run,
+            "retention": partial(self._purge, ledger),
             "clock monitor": ClockMonitor(ledger=ledger, clock=clock, metrics=self.metrics, stopping=stopping).run,
         }
         if parts.source is not None:

@@ -152,7 +152,7 @@ async def test_a_failure_that_is_resolved_already_is_not_even_held(ledger: Ledge
     assert result.waiting == []
     found = await stored(ledger)
     assert set(states(found).values()) == {DropReason.SUPERSEDED}
-    assert {(one.hold, one.held_by, one.due_at) for one in found.values()} == {(HoldReason.SILENCE, "5f0c2a9d", NOW)}
+    assert {(one.hold, one.held_by, one.due_at) for one in found.values()} == {(HoldReason.SILENCE, "5f0c2a9d", LATER)}
     await ledger.record([success("c", 9)], [], now=NOW)  # and the thread is not open
     assert set(states(await stored(ledger)).values()) == {DropReason.SUPERSEDED}
 

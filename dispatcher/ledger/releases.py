@@ -1,0 +1,179 @@
+"""Reads the held deliveries whose holds have ended, and writes what becomes of them (`holding/release.py`).
+
+What covers a delivery now is found before the transaction, by silences of one version. The transaction reads the
+deliveries again, and leaves those alone that were changed meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from functools import partial
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, bindparam, literal_column, select, update
+
+from dispatcher.holding.release import HeldDelivery, Released, release
+from dispatcher.ledger.engine import Database
+from dispatcher.ledger.holds import IS_HELD
+from dispatcher.ledger.record import insert_deliveries
+from dispatcher.ledger.rows import delivery_fields
+from dispatcher.ledger.schema import deliveries, events, silences
+from dispatcher.ledger.silence_lock import require_version
+from dispatcher.ledger.statements import among
+from dispatcher.model.delivery import Delivery, Kind, State
+from dispatcher.model.event import Event
+from dispatcher.model.hold import Hold, HoldReason
+from dispatcher.model.phase import Phase
+
+# Key of the PostgreSQL advisory lock that lets only one replica release at a time. It spells "release" in ASCII. SQLite
+# has one writer at a time.
+_LOCK = 0x72656C65617365
+_TRY_LOCK = "SELECT pg_try_advisory_xact_lock($1)"
+MAX_ADDRESSES = 1000
+"""Maximum number of addresses that are read at once."""
+
+
+class Target(NamedTuple):
+    """An address on a channel."""
+
+    channel: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The holds of one address that have ended, and what their release depends on beside the ledger."""
+
+    covers: Mapping[str, Sequence[Hold]]
+    """What covers each delivery now, by its key. A delivery whose key is missing is left alone."""
+    silences: int
+    """The version of the silences by which `covers` was found."""
+    pages: bool
+    """True if the channel's messages page people."""
+    zone: tzinfo
+    """The time zone of the address."""
+
+
+class Releases:
+    """Held deliveries whose holds have ended. Every method raises LedgerUnavailable while the database can't be used."""
+
+    def __init__(self, database: Database, longest: timedelta) -> None:
+        """`longest`: no delivery is held longer."""
+        self._database = database
+        self._longest = longest
+
+    async def due(self, *, now: datetime) -> dict[Target, list[str]]:
+        """Return the keys of deliveries that a silence or quiet hours held until now, by their address.
+
+        Returns at most `MAX_ADDRESSES`, each with all its keys, first those whose holds ended first.
+        """
+        found: dict[Target, list[str]] = {}
+        async with self._database.reading() as connection:
+            for row in await connection.execute(_DUE, {"now": now}):
+                (address,) = row.addresses
+                target = Target(row.channel, address)
+                if target in found or len(found) < MAX_ADDRESSES:
+                    found.setdefault(target, []).append(row.key)
+        return found
+
+    async def read(self, keys: Sequence[str], *, with_events: bool) -> list[tuple[Delivery, Event | None]]:
+        """Return held deliveries, without their content. `with_events`: with their events too."""
+        async with self._database.reading() as connection:
+            held = [_delivery(row) for row in await connection.execute(_HELD, {"keys": keys})]
+            facts: dict[str, Any] = {}
+            if with_events:
+                concerned = {"keys": [*{delivery.event for delivery in held}]}
+                facts = {row.key: row.facts for row in await connection.execute(_FACTS, concerned)}
+        return [(one, Event.model_validate(facts[one.event]) if one.event in facts else None) for one in held]
+
+    async def release(self, ended: Ended, *, now: datetime) -> Released | None:
+        """Write what becomes of the deliveries in `ended.covers`, which have the same address, in one transaction.
+
+        Returns None if another replica is releasing now. Raises SilencesChanged if the silences have another version
+        than `ended.silences`. Nothing was written then.
+        """
+        return await self._database.write(partial(_release, ended=ended, now=now, longest=self._longest))
+
+
+_DUE = (
+    select(deliveries.c.key, deliveries.c.channel, deliveries.c.addresses)
+    .where(
+        *IS_HELD, deliveries.c.hold != literal_column(f"'{HoldReason.DIGEST}'"), deliveries.c.due_at <= bindparam("now")
+    )
+    .order_by(deliveries.c.due_at)
+)
+_HELD = select(deliveries).where(among(deliveries.c.key, "keys"), *IS_HELD)
+_FACTS = select(events.c.key, events.c.facts).where(among(events.c.key, "keys"))
+_LOCKED = (
+    select(
+        deliveries,
+        *(events.c[name] for name in ("project", "domain", "name", "launch_plan", "phase")),
+        silences.c.reason.label("why"),
+    )
+    .outerjoin(events, events.c.key == deliveries.c.event)
+    .outerjoin(silences, silences.c.id == deliveries.c.held_by)
+    .where(among(deliveries.c.key, "keys"), *IS_HELD, deliveries.c.due_at <= bindparam("now"))
+    .order_by(deliveries.c.key)
+    .with_for_update(of=deliveries)
+)
+
+
+def _release(connection: Connection, *, ended: Ended, now: datetime, longest: timedelta) -> Released | None:
+    if connection.dialect.name == "postgresql" and not connection.exec_driver_sql(_TRY_LOCK, (_LOCK,)).scalar():
+        return None
+    require_version(connection, ended.silences)
+    rows = connection.execute(_LOCKED, {"keys": [*ended.covers], "now": now})
+    held = [_held(row, ended.covers[row.key]) for row in rows]
+    released = release(held, now=now, longest=longest, pages=ended.pages, zone=ended.zone)
+    if released.summary is not None:
+        insert_deliveries(connection, [released.summary], {})
+    write_changes(connection, [*released.held, *released.going, *released.dropped], now)
+    return released
+
+
+def _delivery(row: Row[Any]) -> Delivery:
+    return Delivery(**delivery_fields(row, None))
+
+
+def _held(row: Row[Any], covers: Sequence[Hold]) -> HeldDelivery:
+    delivery = _delivery(row)
+    execution = f"{row.project}/{row.domain}/{row.launch_plan or row.name}" if row.project else ""
+    return HeldDelivery(
+        delivery=delivery,
+        launch_plan=execution,
+        failed=delivery.kind is Kind.NOTIFICATION and row.phase != Phase.SUCCEEDED,
+        holder=_holder(delivery, row.why),
+        covers=covers,
+    )
+
+
+def _holder(delivery: Delivery, why: str | None) -> str:
+    """Return what holds the delivery, in words. `why`: the silence's reason, if it is a silence that still exists."""
+    if not delivery.held_by:
+        return ""
+    if delivery.hold is HoldReason.WINDOW:
+        return f"quiet hours of {delivery.held_by}"
+    return f"silence {delivery.held_by} ({why})" if why else f"silence {delivery.held_by}"
+
+
+_CHANGED = (
+    *("state", "drop_reason", "reason", "hold", "held_by", "held_since", "hold_then"),
+    *("due_at", "retry_window_start", "note", "included_in"),
+)
+"""The columns that the end of a hold changes. `settled_at` follows from the state."""
+_CHANGE = (
+    update(deliveries)
+    .where(deliveries.c.key == bindparam("changed"))
+    .values({name: bindparam(f"new_{name}") for name in (*_CHANGED, "settled_at")})
+)
+
+
+def write_changes(connection: Connection, changed: Sequence[Delivery], now: datetime) -> None:
+    """Write what the end of a hold changes in these deliveries."""
+    if changed:
+        rows = [{f"new_{name}": getattr(one, name) for name in _CHANGED} for one in changed]
+        for row, one in zip(rows, changed, strict=True):
+            row |= {"changed": one.key, "new_settled_at": None if one.state is State.WAITING else now}
+        connection.execute(_CHANGE, rows)

@@ -1,0 +1,135 @@
+"""The releaser with a real ledger: what silences and quiet hours held goes out when they end, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, tzinfo
+
+from dispatcher.delivering.releaser import Releaser
+from dispatcher.ledger import Filter, Ledger
+from dispatcher.ledger.releases import Target
+from dispatcher.model.delivery import Delivery, DropReason, Kind, State
+from dispatcher.model.hold import Quiet, Then
+from dispatcher.rules.silences import CurrentSilences
+from tests.support.builders import NOW, a_delivery, a_launch_plan, a_silence, an_event
+from tests.support.clock import ManualClock
+from tests.support.ledger_steps import an_action, claim, recorded
+
+HOUR = timedelta(hours=1)
+
+
+def a_releaser(ledger: Ledger, *, quiet_until: datetime = NOW, pages: frozenset[str] = frozenset()) -> Releaser:
+    """A releaser for which it is `NOW`. Everybody has quiet hours until `quiet_until`."""
+    clock = ManualClock(NOW)
+
+    def quiet(_delivery: Delivery, now: datetime) -> Quiet | None:
+        return Quiet(quiet_until, "contact ml") if now < quiet_until else None
+
+    return Releaser(
+        ledger=ledger,
+        silences=CurrentSilences(ledger.silences, clock),
+        clock=clock,
+        stopping=asyncio.Event(),
+        pages=pages,
+        zone=lambda _: UTC,
+        quiet=quiet,
+    )
+
+
+async def hold(ledger: Ledger, *names: str, to: str = "x@x.com", then: Then = Then.SUMMARY) -> None:
+    """Record failures that a silence holds, which has ended by `NOW`."""
+    began = NOW - 9 * HOUR
+    silence = a_silence("old", starts_at=began, ends_at=NOW, then=then)
+    for name in names:
+        event = an_event(name=name, launch_plan=a_launch_plan(name)).model_copy(update={"occurred_at": began + HOUR})
+        mail = a_delivery(event, to=to, occurred_at=event.occurred_at, created_at=began + HOUR)
+        entry = replace(recorded(mail, event=event), silences=[silence])
+        assert (await ledger.record([entry], [], now=began + HOUR)).waiting == []
+
+
+async def found(ledger: Ledger) -> dict[str, Delivery]:
+    """The deliveries by the name of their execution; a summary by its address."""
+    every = [one.delivery for one in await ledger.history.find(Filter(), limit=99)]
+    return {one.event.split("/")[2] if one.event else f"summary {one.addresses[0]}": one for one in every}
+
+
+async def test_at_the_end_several_are_told_of_in_a_summary_and_one_is_sent_as_itself(ledger: Ledger) -> None:
+    await hold(ledger, "a", "b", "c")
+    await hold(ledger, "alone", to="y@x.com")
+    assert await claim(ledger) == []
+
+    await a_releaser(ledger).release_due()
+
+    claimed = {one.addresses[0]: one for one in await claim(ledger)}
+    assert (claimed["x@x.com"].kind, claimed["x@x.com"].created_at) == (Kind.SUMMARY, NOW)
+    alone = claimed["y@x.com"]
+    assert (alone.kind, alone.note) == (Kind.NOTIFICATION, "held 01:14-09:14 (silence old)")
+    assert (alone.retry_window_start, alone.held_since, alone.hold) == (NOW, NOW - 8 * HOUR, None)
+    told = (await found(ledger))["a"]
+    assert (told.state, told.drop_reason, told.included_in) == (
+        State.DROPPED,
+        DropReason.SILENCE,
+        claimed["x@x.com"].key,
+    )
+    summary = await ledger.summary(claimed["x@x.com"])
+    assert summary is not None
+    assert (summary.number, summary.since) == (3, NOW - 8 * HOUR)
+    await a_releaser(ledger).release_due()
+    assert len(await found(ledger)) == 5  # and nothing is released again
+
+
+async def test_what_is_still_quiet_is_held_on_with_the_end_that_tells_most(ledger: Ledger) -> None:
+    await hold(ledger, "a", then=Then.DROP)
+    await hold(ledger, "b", then=Then.SEND)
+    await a_releaser(ledger, quiet_until=NOW + HOUR).release_due()
+    every = await found(ledger)
+    assert {(one.held_by, one.due_at, one.held_since) for one in every.values()} == {
+        ("contact ml", NOW + HOUR, NOW - 8 * HOUR)
+    }
+    assert [every[name].hold_then for name in "ab"] == [Then.SUMMARY, Then.SEND]
+
+
+async def test_a_silence_that_was_added_meanwhile_holds_on_and_a_silence_that_drops_names_itself(
+    ledger: Ledger,
+) -> None:
+    await hold(ledger, "a", "b", then=Then.DROP)
+    releaser = a_releaser(ledger)
+    silence = a_silence("new", starts_at=NOW - HOUR, matcher={"launch_plan": "a"}, then=Then.DROP)
+    await ledger.silences.add(silence, an_action())
+
+    await releaser.release_due()  # it knows by now that silences have changed
+    assert {one.state for one in (await found(ledger)).values()} == {State.WAITING}
+    await releaser.release_due()
+
+    every = await found(ledger)
+    assert (every["a"].held_by, every["a"].due_at, every["a"].hold_then) == ("new", silence.ends_at, Then.SEND)
+    assert (every["b"].drop_reason, every["b"].reason) == (DropReason.SILENCE, "dropped by silence old")
+
+
+async def test_two_replicas_release_each_address_once(ledger: Ledger, ledger_url: str) -> None:
+    for number in range(5):
+        await hold(ledger, f"a{number}", f"b{number}", to=f"{number}@x.com")
+    async with Ledger(ledger_url) as other:
+        for _ in range(3):
+            await asyncio.gather(*(a_releaser(one).release_due() for one in (ledger, other)))
+    every = (await found(ledger)).values()
+    assert sum(one.kind is Kind.SUMMARY for one in every) == 5
+    assert len(every) == 15
+
+
+async def test_an_address_that_fails_holds_back_no_other(ledger: Ledger) -> None:
+    await hold(ledger, "a", to="broken@x.com")
+    await hold(ledger, "b", to="y@x.com")
+    releaser, failures = a_releaser(ledger), []
+
+    def zone(target: Target) -> tzinfo:
+        if target.address.startswith("broken"):
+            raise ValueError("a bug")
+        return UTC
+
+    releaser.zone, releaser.on_failed = zone, lambda: failures.append(1)
+    await releaser.release_due()
+    await releaser.release_due()
+    assert len(failures) == 1  # it is tried again later
+    assert [one.addresses for one in await claim(ledger)] == [("y@x.com",)]
