@@ -99,7 +99,6 @@ class Settings(BaseSettings):
     http: HttpConfig | None = None
     intake: IntakeSettings = IntakeSettings()
     ledger: LedgerSettings = LedgerSettings()
-    holds: HoldsSettings = HoldsSettings()
     rules: RulesSettings = RulesSettings()
     channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # type created at run time
     contacts: Mapping[ContactName, _Contact] = Field(default_factory=dict)  # type: ignore[valid-type]  # type created at run time
