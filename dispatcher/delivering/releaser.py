@@ -17,7 +17,8 @@ from dispatcher.errors import LedgerUnavailable, SilencesChanged
 from dispatcher.holding.covering import by_quiet_hours, by_silence
 from dispatcher.holding.release import Released
 from dispatcher.ledger import Ledger
-from dispatcher.ledger.releases import Ended, Target
+from dispatcher.ledger.digests import Target
+from dispatcher.ledger.releases import Ended
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
 from dispatcher.model.hold import Hold, Quiet
@@ -67,7 +68,10 @@ class Releaser:
                 log.warning("waiting for the ledger", component="releaser", reason=str(error))
 
     async def release_due(self) -> None:
-        """Release the deliveries whose holds have ended. Raises LedgerUnavailable."""
+        """Release the deliveries whose holds have ended, then close the digests that are due. Raises LedgerUnavailable.
+
+        In this order, because a digest tells of what quiet hours release at the same moment.
+        """
         now = self.clock.now()
         self._paused = {target: until for target, until in self._paused.items() if until > now}
         for target, keys in (await self.ledger.releases.due(now=now)).items():
@@ -80,20 +84,45 @@ class Releaser:
                 return  # the next round decides by the new silences
             except LedgerUnavailable:
                 raise
-            except Exception as error:
-                log.error("held deliveries could not be released", channel=target.channel, exc_info=error)
-                self._paused[target] = now + PAUSE
-                self.on_failed()
+            except Exception as error:  # noqa: BLE001 - logged, and the other addresses go on
+                self._pause(target, now, error)
                 continue
             if released is None:
                 return  # another replica is releasing
             self._log(target, released)
+        await self._close_digests(now)
+
+    async def _close_digests(self, now: datetime) -> None:
+        for target in await self.ledger.digests.due(now=now):
+            if target in self._paused:
+                continue
+            try:
+                message = await self.ledger.digests.close(target, lambda one: self.quiet(one, now), now=now)
+            except LedgerUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - logged, and the other addresses go on
+                self._pause(target, now, error)
+                continue
+            if message is not None:
+                self.wake()
+                log.info("a digest has closed", channel=target.channel, sent=message.kind)
+
+    def _pause(self, target: Target, now: datetime, error: Exception) -> None:
+        log.error("held deliveries could not be released", channel=target.channel, exc_info=error)
+        self._paused[target] = now + PAUSE
+        self.on_failed()
 
     async def _release(self, target: Target, keys: Sequence[str]) -> Released | None:
         book, now = self.silences.book, self.clock.now()
         read = await self.ledger.releases.read(keys, with_events=bool(book.silences))
         covers = {delivery.key: [*self._covers(delivery, event, now)] for delivery, event in read}
-        ended = Ended(covers=covers, silences=book.version, pages=target.channel in self.pages, zone=self.zone(target))
+        ended = Ended(
+            target=target,
+            covers=covers,
+            silences=book.version,
+            pages=target.channel in self.pages,
+            zone=self.zone(target),
+        )
         return await self.ledger.releases.release(ended, now=now)
 
     def _covers(self, delivery: Delivery, event: Event | None, now: datetime) -> Iterator[Hold]:

@@ -7,12 +7,15 @@ follows are its members. When it closes, the next one opens at once. The burst i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from dispatcher.model.delivery import delivery_key
-from dispatcher.model.hold import DigestOptions
+from dispatcher.holding.covering import held
+from dispatcher.holding.release import Released
+from dispatcher.model.delivery import Delivery, State, delivery_key
+from dispatcher.model.hold import DigestOptions, Hold, HoldReason, Then
 
 _STEP = timedelta(microseconds=1)
 
@@ -47,6 +50,13 @@ class DigestState:
             return ""
         opened = self.opened_at.astimezone(UTC).isoformat()
         return delivery_key("", f"digest {self.channel}", (self.address, opened))
+
+    @property
+    def hold(self) -> Hold | None:
+        """The hold of the open digest's members; None if none is open."""
+        if self.closes_at is None:
+            return None
+        return Hold(HoldReason.DIGEST, self.open_id, self.closes_at, Then.SUMMARY)
 
     def with_options(self, options: DigestOptions) -> DigestState:
         """Return the state with other options. The open digest closes when it would have."""
@@ -84,3 +94,30 @@ def _with_next(state: DigestState, now: datetime) -> DigestState:
     # A clock that was set back must not give a digest the id of an earlier one.
     opened_at = now if state.opened_at is None else max(now, state.opened_at + _STEP)
     return replace(state, opened_at=opened_at, closes_at=now + state.options.every)
+
+
+def through_digest(released: Released, join: Callable[[Delivery], Hold | None], now: datetime) -> None:
+    """Pass what other holds release through the digests of its address, as if it were new. Changes `released`.
+
+    If a summary would be a member, what it would tell of are members in its place.
+
+    `join`: counts a message, and returns its hold if it is a member of a digest; None if it goes out.
+    """
+    going, released.going = released.going, []
+    for one in going:
+        # What waited without a hold before was counted when it was recorded.
+        hold = join(one) if one.held_since is not None else None
+        if hold is None:
+            released.going.append(one)
+        else:
+            released.held.append(held(one, hold, now))
+    summary = released.summary
+    if summary is not None and (hold := join(summary)) is not None:
+        told = [one for one in released.dropped if one.included_in == summary.key]
+        released.held += [held(_untold(one), hold, now) for one in told]
+        released.dropped = [one for one in released.dropped if one.included_in != summary.key]
+        released.summary = None
+
+
+def _untold(delivery: Delivery) -> Delivery:
+    return delivery._replace(state=State.WAITING, drop_reason=None, reason="", included_in="")

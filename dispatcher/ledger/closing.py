@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, literal_column, select, update
 
 from dispatcher.holding.digests import DigestState
-from dispatcher.ledger.digests import Address, Digests
+from dispatcher.ledger.digests import Digests, Target
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.holds import IS_HELD
 from dispatcher.ledger.record import insert_deliveries
@@ -31,15 +31,15 @@ class OpenDigests:
         self._database = database
         self._longest = longest
 
-    async def due(self, *, now: datetime, limit: int = 1000) -> list[Address]:
+    async def due(self, *, now: datetime, limit: int = 1000) -> list[Target]:
         """Return up to `limit` addresses whose open digest closes by now, the earliest first."""
         query = select(digests.c.channel, digests.c.address).where(digests.c.closes_at <= now)
         async with self._database.reading() as connection:
             rows = await connection.execute(query.order_by(digests.c.closes_at).limit(limit))
-        return [(row.channel, row.address) for row in rows]
+        return [Target(row.channel, row.address) for row in rows]
 
     async def close(
-        self, place: Address, quiet: Callable[[Delivery], Quiet | None], *, now: datetime
+        self, target: Target, quiet: Callable[[Delivery], Quiet | None], *, now: datetime
     ) -> Delivery | None:
         """Close the address's open digest, if it is due, in one transaction. Returns what goes out; None if nothing does.
 
@@ -51,33 +51,33 @@ class OpenDigests:
 
         `quiet`: returns the quiet hours that hold a delivery now. It must be fast, because it runs in the transaction.
         """
-        return await self._database.write(partial(_close, place=place, quiet=quiet, now=now, longest=self._longest))
+        return await self._database.write(partial(_close, target=target, quiet=quiet, now=now, longest=self._longest))
 
 
 def _close(
     connection: Connection,
     *,
-    place: Address,
+    target: Target,
     quiet: Callable[[Delivery], Quiet | None],
     now: datetime,
     longest: timedelta,
 ) -> Delivery | None:
     states = Digests(connection, now)
-    states.lock(others=[place])
-    state = states[place]
+    states.lock(others=[target])
+    state = states[target]
     if state is None or state.closes_at is None or state.closes_at > now:
         return None  # another replica was faster
     members = connection.execute(_MEMBERS, {"digest": state.open_id, "at": state.closes_at}).all()
     message = _message(state, members, now) if members else None
     until = _quiet_until(message, members, quiet, longest) if message is not None else None
     if until is not None and until > now:
-        states[place] = state.postponed(until)
+        states[target] = state.postponed(until)
         connection.execute(_POSTPONE, {"members": [row.key for row in members], "until": until})
         message = None
     else:
-        states[place] = state.closed(now, members=len(members))
+        states[target] = state.closed(now, members=len(members))
         if len(members) == 1:
-            message = _released(connection, members[0].key, now)
+            message = _released(connection, members[0].key, state, now)
         elif message is not None:
             insert_deliveries(connection, [message], {})
             told = {"members": [row.key for row in members], "at": now, "message": message.key}
@@ -114,10 +114,11 @@ def _message(state: DigestState, members: Sequence[Row[Any]], now: datetime) -> 
     )
 
 
-def _released(connection: Connection, key: str, now: datetime) -> Delivery:
-    """Release a member, and return it without its content."""
+def _released(connection: Connection, key: str, digest: DigestState, now: datetime) -> Delivery:
+    """Release the only member of a digest, and return it without its content."""
     row = connection.execute(select(deliveries).where(deliveries.c.key == key)).one()
-    waited = f"waited {duration_text(now - row.held_since)} for a digest"
+    since = max(row.held_since, digest.opened_at or row.held_since)  # a silence may have held it before
+    waited = f"waited {duration_text(now - since)} for a digest"
     note = f"{row.note}; {waited}" if row.note else waited
     connection.execute(_RELEASE, {"member": key, "at": now, "what": note})
     fields = delivery_fields(row, None) | {"hold": None, "held_by": "", "hold_then": None, "note": note}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, literal_column, or_, select
 
@@ -19,10 +19,14 @@ from dispatcher.ledger.schema import deliveries, digests
 from dispatcher.ledger.statements import among, insert
 from dispatcher.ledger.threads import MAY_HAVE_ARRIVED, TOLD_OF
 from dispatcher.model.delivery import Delivery, Kind, State
-from dispatcher.model.hold import DigestOptions, Hold, HoldReason, Then
+from dispatcher.model.hold import DigestOptions, Hold, HoldReason
 
-Address = tuple[str, str]
-"""A channel and an address on it."""
+
+class Target(NamedTuple):
+    """An address on a channel."""
+
+    channel: str
+    address: str
 
 
 class Digests:
@@ -31,59 +35,61 @@ class Digests:
     def __init__(self, connection: Connection, now: datetime) -> None:
         self._connection = connection
         self._now = now
-        self._loaded: dict[Address, DigestState] = {}
-        self._changed: set[Address] = set()
+        self._loaded: dict[Target, DigestState] = {}
+        self._changed: set[Target] = set()
 
-    def lock(self, planned: Iterable[Delivery] = (), others: Iterable[Address] = ()) -> None:
+    def lock(self, planned: Iterable[Delivery] = (), others: Iterable[Target] = ()) -> None:
         """Read the digests that messages may join, and lock their rows until the transaction ends.
 
         `planned`: new deliveries; the options of their contacts hold from now on. `others`: addresses that may have
         digests. Call it once: every transaction locks rows in the same order, which prevents deadlocks.
         """
-        options = {_address(one): one.digest for one in planned if one.digest is not None and len(one.addresses) == 1}
-        new = [DigestState(channel=place[0], address=place[1], options=given) for place, given in options.items()]
-        insert(self._connection, digests, sorted(map(_row, new), key=lambda row: (row["channel"], row["address"])))
+        options = {_target(one): one.digest for one in planned if one.digest is not None and len(one.addresses) == 1}
+        new = [
+            DigestState(channel=channel, address=address, options=given)
+            for (channel, address), given in sorted(options.items())
+        ]
+        insert(self._connection, digests, [_row(state) for state in new])
         by_channel: dict[str, list[str]] = {}
         for channel, address in {*options, *others}:
             by_channel.setdefault(channel, []).append(address)
         for channel, addresses in sorted(by_channel.items()):
             for row in self._connection.execute(_LOCK, {"of": channel, "addresses": addresses}):
-                self._load(_state(row), options.get((channel, row.address)))
+                self._load(_state(row), options.get(Target(channel, row.address)))
 
     def _load(self, state: DigestState, options: DigestOptions | None) -> None:
-        place = (state.channel, state.address)
-        self._loaded[place] = state
+        target = Target(state.channel, state.address)
+        self._loaded[target] = state
         if options is not None and options != state.options:
-            self[place] = state.with_options(options)
+            self[target] = state.with_options(options)
 
-    def __getitem__(self, place: Address) -> DigestState | None:
+    def __getitem__(self, target: Target) -> DigestState | None:
         """The state of a locked address; None if it has no digests."""
-        return self._loaded.get(place)
+        return self._loaded.get(target)
 
-    def __setitem__(self, place: Address, state: DigestState) -> None:
-        if state != self._loaded[place]:
-            self._loaded[place] = state
-            self._changed.add(place)
+    def __setitem__(self, target: Target, state: DigestState) -> None:
+        if state != self._loaded[target]:
+            self._loaded[target] = state
+            self._changed.add(target)
 
     def save(self) -> None:
         """Write the states that changed."""
-        insert(
-            self._connection, digests, [_row(self._loaded[place]) for place in sorted(self._changed)], overwrite=True
-        )
+        rows = [_row(self._loaded[target]) for target in sorted(self._changed)]
+        insert(self._connection, digests, rows, overwrite=True)
         self._changed.clear()
 
     # -- new messages
 
-    def hold(self, place: Address, key: str) -> Hold | None:
+    def hold(self, target: Target, key: str) -> Hold | None:
         """Count a message that would go out now. Returns the hold if it is a member of a digest; None if it goes.
 
         `key`: the key of its delivery.
         """
-        state = self[place]
+        state = self[target]
         if state is None:
             return None
-        self[place] = state = state.admit(key, self._now)
-        return _hold(state)
+        self[target] = state = state.admit(key, self._now)
+        return state.hold
 
     def admitted(self, planned: Iterable[Delivery], unless_resolved: Callable[[Delivery], Delivery]) -> list[Delivery]:
         """Return new deliveries, with those held that are members of digests.
@@ -93,15 +99,16 @@ class Digests:
         return [self._admitted(one, unless_resolved) for one in planned]
 
     def _admitted(self, delivery: Delivery, unless_resolved: Callable[[Delivery], Delivery]) -> Delivery:
-        if delivery.digest is None or delivery.hold is not None or not may_be_held(delivery):
+        is_new = delivery.digest is not None and delivery.hold is None and len(delivery.addresses) == 1
+        if not is_new or not may_be_held(delivery):
             return delivery
-        place = _address(delivery)
-        before = self[place]
-        if before is None or (hold := self.hold(place, delivery.key)) is None:
+        target = _target(delivery)
+        before = self[target]
+        if before is None or (hold := self.hold(target, delivery.key)) is None:
             return delivery
         member = unless_resolved(held(delivery, hold, self._now))
         if member.state is not State.WAITING:
-            self[place] = before  # it opens no digest
+            self[target] = before  # it opens no digest
         return member
 
     def with_resolved_notices(self, notices: Iterable[Delivery]) -> list[Delivery]:
@@ -112,21 +119,17 @@ class Digests:
         return [self._with_notice(notice) for notice in notices]
 
     def _with_notice(self, notice: Delivery) -> Delivery:
-        place = _address(notice)
-        state = self[place]
+        target = _target(notice)
+        state = self[target]
         if state is None or len(notice.addresses) != 1 or not (told_in := _told_only_in(self._connection, notice)):
             return notice
-        self[place] = state = state.opened(told_in, self._now)
-        hold = _hold(state)
+        self[target] = state = state.opened(told_in, self._now)
+        hold = state.hold
         return notice if hold is None else held(notice, hold, self._now)
 
 
-def _address(delivery: Delivery) -> Address:
-    return (delivery.channel, delivery.addresses[0] if delivery.addresses else "")
-
-
-def _hold(state: DigestState) -> Hold | None:
-    return None if state.closes_at is None else Hold(HoldReason.DIGEST, state.open_id, state.closes_at, Then.SUMMARY)
+def _target(delivery: Delivery) -> Target:
+    return Target(delivery.channel, delivery.addresses[0] if delivery.addresses else "")
 
 
 # -- threads that digests told of
@@ -134,13 +137,13 @@ def _hold(state: DigestState) -> Hold | None:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def told_of(connection: Connection, open_since: Mapping[str, datetime]) -> set[Address]:
+def told_of(connection: Connection, open_since: Mapping[str, datetime]) -> set[Target]:
     """Return the addresses whose digests have told of failures, or may tell of them.
 
     `open_since`: the subjects of the failures, each with the time from which on its threads are open.
     """
     return {
-        (row.channel, row.addresses[0])
+        Target(row.channel, row.addresses[0])
         for subject, since in open_since.items()
         for row in connection.execute(_TOLD_OF, {"about": subject, "since": since})
         if row.addresses

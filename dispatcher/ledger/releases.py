@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, literal_column, select, update
 
+from dispatcher.holding.digests import through_digest
 from dispatcher.holding.release import HeldDelivery, Released, release
+from dispatcher.ledger.digests import Digests, Target
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.holds import IS_HELD
 from dispatcher.ledger.record import insert_deliveries
@@ -35,17 +37,11 @@ MAX_ADDRESSES = 1000
 """Maximum number of addresses that are read at once."""
 
 
-class Target(NamedTuple):
-    """An address on a channel."""
-
-    channel: str
-    address: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """The holds of one address that have ended, and what their release depends on beside the ledger."""
 
+    target: Target
     covers: Mapping[str, Sequence[Hold]]
     """What covers each delivery now, by its key. A delivery whose key is missing is left alone."""
     silences: int
@@ -124,9 +120,13 @@ def _release(connection: Connection, *, ended: Ended, now: datetime, longest: ti
     if connection.dialect.name == "postgresql" and not connection.exec_driver_sql(_TRY_LOCK, (_LOCK,)).scalar():
         return None
     require_version(connection, ended.silences)
+    digests = Digests(connection, now)
+    digests.lock(others=[ended.target])
     rows = connection.execute(_LOCKED, {"keys": [*ended.covers], "now": now})
     held = [_held(row, ended.covers[row.key]) for row in rows]
     released = release(held, now=now, longest=longest, pages=ended.pages, zone=ended.zone)
+    through_digest(released, lambda one: digests.hold(ended.target, one.key), now)
+    digests.save()
     if released.summary is not None:
         insert_deliveries(connection, [released.summary], {})
     write_changes(connection, [*released.held, *released.going, *released.dropped], now)

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 from dispatcher.delivering.releaser import Releaser
 from dispatcher.ledger import Filter, Ledger
-from dispatcher.ledger.releases import Target
+from dispatcher.ledger.digests import Target
 from dispatcher.model.delivery import Delivery, DropReason, Kind, State
-from dispatcher.model.hold import Quiet, Then
+from dispatcher.model.hold import DigestOptions, Quiet, Then
 from dispatcher.rules.silences import CurrentSilences
 from tests.support.builders import NOW, a_delivery, a_launch_plan, a_silence, an_event
 from tests.support.clock import ManualClock
@@ -37,13 +37,15 @@ def a_releaser(ledger: Ledger, *, quiet_until: datetime = NOW, pages: frozenset[
     )
 
 
-async def hold(ledger: Ledger, *names: str, to: str = "x@x.com", then: Then = Then.SUMMARY) -> None:
+async def hold(
+    ledger: Ledger, *names: str, to: str = "x@x.com", then: Then = Then.SUMMARY, digest: DigestOptions | None = None
+) -> None:
     """Record failures that a silence holds, which has ended by `NOW`."""
     began = NOW - 9 * HOUR
     silence = a_silence("old", starts_at=began, ends_at=NOW, then=then)
     for name in names:
         event = an_event(name=name, launch_plan=a_launch_plan(name)).model_copy(update={"occurred_at": began + HOUR})
-        mail = a_delivery(event, to=to, occurred_at=event.occurred_at, created_at=began + HOUR)
+        mail = a_delivery(event, to=to, occurred_at=event.occurred_at, created_at=began + HOUR, digest=digest)
         entry = replace(recorded(mail, event=event), silences=[silence])
         assert (await ledger.record([entry], [], now=began + HOUR)).waiting == []
 
@@ -133,3 +135,65 @@ async def test_an_address_that_fails_holds_back_no_other(ledger: Ledger) -> None
     await releaser.release_due()
     assert len(failures) == 1  # it is tried again later
     assert [one.addresses for one in await claim(ledger)] == [("y@x.com",)]
+
+
+DIGEST = DigestOptions(after=2, within=HOUR, every=HOUR)
+
+
+def fate(one: Delivery) -> str:
+    if one.state is not State.WAITING:
+        return one.drop_reason or one.state
+    return "goes" if one.hold is None else one.hold
+
+
+async def test_what_a_silence_releases_goes_through_the_digest_which_the_releaser_closes(ledger: Ledger) -> None:
+    await hold(ledger, "a", "b", "c", "d", then=Then.SEND, digest=DIGEST)
+    releaser = a_releaser(ledger)
+    await releaser.release_due()
+    every = await found(ledger)
+    assert sorted(map(fate, every.values())) == ["digest", "digest", "goes", "goes"]
+    member = next(one for one in every.values() if one.hold)
+    assert (member.due_at, member.held_since, member.note) == (
+        NOW + HOUR,
+        NOW - 8 * HOUR,
+        "held 01:14-09:14 (silence old)",
+    )
+    assert len(await claim(ledger)) == 2
+
+    releaser.clock = ManualClock(NOW + HOUR)
+    await releaser.release_due()
+    (message,) = [one for one in await claim(ledger, now=NOW + HOUR) if one.kind is Kind.DIGEST]
+    assert message.reply_to in {one.key for one in every.values() if one.hold is None}
+    summary = await ledger.summary(message)
+    assert summary is not None
+    assert (summary.number, summary.since) == (2, NOW - 8 * HOUR)
+
+
+async def test_what_a_summary_would_tell_of_joins_an_open_digest(ledger: Ledger) -> None:
+    await hold(ledger, "a", "b", digest=DIGEST)
+    live = [a_delivery(an_event(name=name), to="x@x.com", digest=DIGEST) for name in ("l", "m", "n")]
+    await ledger.record([recorded(one, event=an_event(name=one.event.split("/")[2])) for one in live], [], now=NOW)
+    releaser = a_releaser(ledger)
+    await releaser.release_due()
+    every = await found(ledger)
+    assert {name: fate(one) for name, one in every.items()} == {
+        "a": "digest",
+        "b": "digest",
+        "l": "goes",
+        "m": "goes",
+        "n": "digest",
+    }
+    assert len({one.held_by for one in every.values() if one.hold}) == 1
+    releaser.clock = ManualClock(NOW + HOUR)
+    await releaser.release_due()
+    every = await found(ledger)
+    assert every["a"].included_in == every["n"].included_in == every["summary x@x.com"].key
+
+
+async def test_a_summary_counts_as_one_message_of_the_digest(ledger: Ledger) -> None:
+    await hold(ledger, "a", "b", digest=DIGEST)
+    await a_releaser(ledger).release_due()
+    live = [a_delivery(an_event(name=name), to="x@x.com", digest=DIGEST) for name in ("l", "m")]
+    await ledger.record([recorded(one, event=an_event(name=one.event.split("/")[2])) for one in live], [], now=NOW)
+    every = await found(ledger)
+    assert [fate(every[name]) for name in ("a", "summary x@x.com", "l", "m")] == ["silence", "goes", "goes", "digest"]
