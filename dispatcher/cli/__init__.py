@@ -27,6 +27,7 @@ from dispatcher.cli.routes_trial import try_routes
 from dispatcher.cli.rules import rules
 from dispatcher.cli.send_test import send_test
 from dispatcher.cli.serve import serve
+from dispatcher.cli.silences import silences
 from dispatcher.cli.templates import templates
 from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.version import __version__
@@ -68,6 +69,7 @@ app.add_typer(executions, name="executions")
 add_commands(deliveries)
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
+app.add_typer(silences, name="silences")
 app.add_typer(rules, name="rules")
 routes.command("test")(try_routes)
 app.add_typer(routes, name="routes")

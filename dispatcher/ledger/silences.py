@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
 
+from dispatcher.holding.covering import HELD_KINDS
 from dispatcher.holding.silences import Silence
 from dispatcher.ledger.actions import insert_action
 from dispatcher.ledger.engine import Database
+from dispatcher.ledger.holds import IS_HELD
 from dispatcher.ledger.records import Action
-from dispatcher.ledger.schema import silences
+from dispatcher.ledger.schema import deliveries, events, silences
 from dispatcher.ledger.silence_lock import VERSION, change
-from dispatcher.ledger.silencing import Covers, hold_waiting, let_go
+from dispatcher.ledger.silencing import SLICE, Covers, hold_waiting, let_go
 from dispatcher.ledger.statements import insert
+from dispatcher.model.event import Event
+from dispatcher.model.hold import HoldReason
 
+_BY_SILENCE = (*IS_HELD, deliveries.c.hold == HoldReason.SILENCE)
 TestOf = Callable[[Silence], Covers | None]
 """Returns the test of a silence's matcher (`rules.silences.test_of`); None if a newer version wrote it."""
 
@@ -28,7 +33,7 @@ class Silences:
     def __init__(self, database: Database, longest_hold: timedelta) -> None:
         """`longest_hold`: no delivery is held longer."""
         self._database = database
-        self._longest_hold = longest_hold
+        self.longest_hold = longest_hold
 
     async def load(self, *, now: datetime) -> tuple[int, list[Silence]]:
         """Return the version of the silences, and those that may cover what is recorded from now on, the oldest first.
@@ -36,7 +41,7 @@ class Silences:
         Silences that ended longer ago than anything may be held cover nothing that occurred while they were in force.
         The version is read first: if somebody changes silences meanwhile, it is too old, and nothing is recorded by it.
         """
-        later = select(silences).where(silences.c.ends_at > now - self._longest_hold)
+        later = select(silences).where(silences.c.ends_at > now - self.longest_hold)
         async with self._database.reading() as connection:
             version: int = (await connection.execute(VERSION)).scalar_one()
             rows = await connection.execute(later.order_by(silences.c.created_at, silences.c.id))
@@ -50,6 +55,42 @@ class Silences:
         async with self._database.reading() as connection:
             rows = await connection.execute(query.order_by(silences.c.created_at.desc(), silences.c.id).limit(limit))
             return [_read(row) for row in rows]
+
+    async def held(self) -> Mapping[str, int]:
+        """Return how many deliveries each silence holds now, by its id."""
+        query = (
+            select(deliveries.c.held_by, func.count().label("number"))
+            .where(*_BY_SILENCE)
+            .group_by(deliveries.c.held_by)
+        )
+        async with self._database.reading() as connection:
+            return {row.held_by: row.number for row in await connection.execute(query)}
+
+    async def held_for(self, identity: str, *, limit: int) -> list[tuple[str, tuple[str, ...], int]]:
+        """Return for whom a silence holds most deliveries now: the channel, the addresses and the number."""
+        columns, number = (deliveries.c.channel, deliveries.c.addresses), func.count().label("number")
+        query = select(*columns, number).where(*_BY_SILENCE, deliveries.c.held_by == identity).group_by(*columns)
+        async with self._database.reading() as connection:
+            rows = await connection.execute(query.order_by(number.desc(), *columns).limit(limit))
+            return [(row.channel, row.addresses, row.number) for row in rows]
+
+    async def might_hold(self, *, since: datetime) -> AsyncIterator[tuple[Event, str, tuple[str, ...]]]:
+        """Yield the deliveries of a kind that silences hold, of the events that were recorded since then: the event, the
+        channel and the addresses.
+        """
+        at, key = events.c.recorded_at, deliveries.c.key
+        columns = (events.c.facts, at, key, deliveries.c.channel, deliveries.c.addresses)
+        query = select(*columns).join(deliveries, deliveries.c.event == events.c.key)
+        query = query.where(deliveries.c.kind.in_(sorted(HELD_KINDS))).order_by(at, key).limit(SLICE)
+        start: ColumnElement[bool] = at >= since
+        while True:
+            async with self._database.reading() as connection:
+                rows = (await connection.execute(query.where(start))).all()
+            for row in rows:
+                yield Event.model_validate(row.facts), row.channel, row.addresses
+            if len(rows) < SLICE:
+                return
+            start = and_(at >= rows[-1].recorded_at, or_(at > rows[-1].recorded_at, key > rows[-1].key))
 
     async def add(self, silence: Silence, action: Action) -> None:
         """Store a new silence. From then on, nothing is recorded that does not go by it."""
@@ -89,7 +130,7 @@ class Silences:
         if silence.ends_at <= now:
             while await self._database.write(partial(let_go, silence=silence)):
                 pass
-        elif test is None or not await hold_waiting(self._database, silence, test, now=now, longest=self._longest_hold):
+        elif test is None or not await hold_waiting(self._database, silence, test, now=now, longest=self.longest_hold):
             return
         done = update(silences).where(*_unchanged(silence)).values(begun=True)
         await self._database.write(lambda connection: connection.execute(done))

@@ -47,16 +47,23 @@ def parse_time(text: str, *, now: datetime) -> datetime:
 
     Raises ValueError, with examples in its text, if `text` is neither a time nor a duration.
     """
-    problem = ValueError(f"{text[:40]!r} is neither a duration like 24h nor a time like 2026-11-20T09:00Z")
     try:
         return now - parse_duration(text)
     except ValueError:
         pass
     try:
+        return parse_timestamp(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!r} is neither a duration like 24h nor a time like 2026-11-20T09:00Z") from None
+
+
+def parse_timestamp(text: str) -> datetime:
+    """Parse a time in ISO 8601, in UTC if it has no time zone. Raises ValueError, with an example in its text."""
+    try:
         time = datetime.fromisoformat(text)
         return time.astimezone(UTC) if time.tzinfo is not None else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise problem from None
+        raise ValueError(f"{text[:40]!r} is not a time like 2026-11-20T09:00Z") from None
 
 
 def _duration(value: Any) -> Any:

@@ -64,3 +64,57 @@ def as_data(value: Any) -> Any:
             return str(value)
         case _:
             return value
+
+
+def as_pairs(data: Mapping[str, Any]) -> list[str]:
+    """Return a matcher's data as texts such as `project=flytesnacks` and `not.labels.team=ml`, one for each pattern."""
+    return [f"{key}={value}" for key, value in _pairs(data, "")]
+
+
+def _pairs(data: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _pairs(value, f"{before}{key}.")
+        else:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                yield f"{before}{key}", str(one)
+
+
+def from_pairs(pairs: Iterable[str]) -> dict[str, Any]:
+    """Return the data of the matcher that texts such as `project=flytesnacks` and `labels.team=ml` describe.
+
+    A key that is given several times has several patterns. Raises ValueError, whose message shows the form, for a text
+    without `=` or without a key. Whether there is such a key, the matcher says.
+    """
+    data: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        *parents, last = _steps(key.strip())
+        inner: Any = data
+        for parent in parents:
+            inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else None
+        several = inner.setdefault(last, []) if isinstance(inner, dict) else None
+        if not equals or not last or not isinstance(several, list):
+            raise ValueError(f"{pair[:100]!r} is not a key with a value: write, for example, project=flytesnacks")
+        several.append(value.strip())
+    return {key: _without_short_lists(value) for key, value in data.items()}
+
+
+def _steps(key: str) -> list[str]:
+    """Return the keys of the mappings that a key is in, and the key. A label's name may have dots."""
+    steps = []
+    while (first := key.partition("."))[0] in _MAPPINGS and first[1]:
+        steps.append(first[0])
+        key = first[2]
+        if first[0] == "labels":
+            break
+    return [*steps, key]
+
+
+_MAPPINGS = ("not", "labels", "error", "duration")
+
+
+def _without_short_lists(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_short_lists(value) for key, value in data.items()}
+    return data[0] if len(data) == 1 else data
