@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dispatcher.model.event import CANARY_DOMAIN, CANARY_PROJECT, Event
 from dispatcher.rules.matcher import Matcher
+from dispatcher.rules.matcher_words import as_data, as_pairs, from_pairs
 from dispatcher.rules.silences import SilenceBook, matcher_of, parse_matcher
 from tests.support.builders import a_silence, an_event, an_execution
 from tests.support.matchers import MATCHERS, events
@@ -45,3 +46,24 @@ def test_a_silence_that_this_version_cannot_read_holds_nothing_and_the_others_ho
     assert matcher_of(newer) is None
     assert [one.id for one in SilenceBook(1, [newer, readable]).matching(an_event())] == ["readable"]
     assert "newer" in capsys.readouterr().out
+
+
+@given(matcher=MATCHERS)
+def test_a_matcher_can_be_written_as_keys_and_values(matcher: dict[str, Any]) -> None:
+    parsed = parse_matcher(matcher)
+    data = as_data(parsed)
+    assert parse_matcher(data) == parsed
+    assert parse_matcher(from_pairs(as_pairs(data))) == parsed
+
+
+def test_a_key_may_be_given_several_times_and_a_label_may_have_dots() -> None:
+    given = ["project=a", " project = b ", "labels.a.b=c=d", "not.labels.not.x=y", "error.message=a=b"]
+    assert from_pairs(given) == {
+        "project": ["a", "b"],
+        "labels": {"a.b": "c=d"},
+        "not": {"labels": {"not.x": "y"}},
+        "error": {"message": "a=b"},
+    }
+    for wrong in (["project"], ["=x"], [""], ["labels.=x"], ["error=x", "error.kind=y"], ["error.kind=y", "error=x"]):
+        with pytest.raises(ValueError, match="not a key with a value"):
+            from_pairs(wrong)
