@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from dispatcher.clock import SystemClock
 from dispatcher.ledger import Deed, Filter, Ledger
@@ -24,7 +25,7 @@ async def test_a_silence_is_tried_added_listed_extended_shown_and_ended(tmp_path
             mails = [
                 a_delivery(event, to=f"{name}@example.com", occurred_at=now) for name in ("ann", "bo")[: number + 1]
             ]
-            done = {"state": State.DROPPED, "drop_reason": DropReason.CANCELLED} if number == 1 else {}
+            done: dict[str, Any] = {"state": State.DROPPED, "drop_reason": DropReason.CANCELLED} if number == 1 else {}
             await ledger.record([recorded(*[one._replace(**done) for one in mails], event=event)], [], now=now)
         change = a_delivery(event, to="ann@example.com", key="0" * 32, kind=Kind.CHANGE_EVENT)
         await ledger.record([recorded(change, event=an_event(name="change"))], [], now=now)
