@@ -115,7 +115,7 @@ async def _recorded(settings: Settings, identity: ExecutionId) -> Event:
     from dispatcher.errors import DispatcherError
 
     try:
-        async with open_ledger(settings.ledger) as ledger:
+        async with open_ledger(settings) as ledger:
             recorded = await ledger.history.events(identity)
     except DispatcherError as error:
         raise DispatcherError(f"without rules.flyte_admin, --execution reads the ledger: {error}") from None

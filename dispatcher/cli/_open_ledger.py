@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from dispatcher.config.sections import LedgerSettings
+    from dispatcher.config.settings import Settings
     from dispatcher.ledger import Ledger
 
 _T = TypeVar("_T")
 
 
 @asynccontextmanager
-async def open_ledger(section: LedgerSettings) -> AsyncIterator[Ledger]:
+async def open_ledger(settings: Settings) -> AsyncIterator[Ledger]:
     """Open the ledger. Changes no tables: raises LedgerIncompatible if they are missing or have to be migrated."""
     from contextlib import aclosing
 
     from dispatcher.ledger import Ledger
 
-    async with aclosing(Ledger(section.url, password_file=section.password_file)) as ledger:
+    where, longest = settings.ledger, settings.holds.longest
+    async with aclosing(Ledger(where.url, password_file=where.password_file, longest_hold=longest)) as ledger:
         await ledger.require_tables()
         yield ledger
 
@@ -36,7 +37,7 @@ def with_ledger(config: Path | None, use: Callable[[Ledger], Awaitable[_T]]) -> 
     from dispatcher.config.settings import load
 
     async def run() -> _T:
-        async with open_ledger(load(config).ledger) as ledger:
+        async with open_ledger(load(config)) as ledger:
             return await use(ledger)
 
     return asyncio.run(run())

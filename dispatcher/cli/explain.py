@@ -132,7 +132,7 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[Explanation]:
     from dispatcher.explain import explanations
 
     async def read() -> list[Explanation]:
-        async with open_ledger(settings.ledger) as ledger:
+        async with open_ledger(settings) as ledger:
             rejected = await ledger.rejected.find(limit=MAX_REJECTED, execution=execution)
             now = SystemClock().now()
             found = await explanations(ledger, execution, rejected, deliveries_at_most=MAX_DELIVERIES, now=now)

@@ -84,7 +84,7 @@ async def _recorded(settings: Settings, trial: Trial, since: str) -> timedelta:
 
     now = SystemClock().now()
     start = parse_since(since, now=now) or now
-    async with open_ledger(settings.ledger) as ledger:
+    async with open_ledger(settings) as ledger:
         async for stored, was in ledger.history.notified_since(start):
             trial.add_recorded(stored, was)
     return now - start

@@ -22,7 +22,7 @@ from dispatcher.ledger.releases import Ended
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
 from dispatcher.model.hold import Hold, Quiet
-from dispatcher.rules.silences import CurrentSilences
+from dispatcher.rules.silences import CurrentSilences, test_of
 
 log = structlog.get_logger(__name__)
 
@@ -68,11 +68,13 @@ class Releaser:
                 log.warning("waiting for the ledger", component="releaser", reason=str(error))
 
     async def release_due(self) -> None:
-        """Release the deliveries whose holds have ended, then close the digests that are due. Raises LedgerUnavailable.
+        """Begin silences, release the deliveries whose holds have ended, then close the digests that are due. Raises
+        LedgerUnavailable.
 
         In this order, because a digest tells of what quiet hours release at the same moment.
         """
         now = self.clock.now()
+        await self._begin_silences(now)
         self._paused = {target: until for target, until in self._paused.items() if until > now}
         for target, keys in (await self.ledger.releases.due(now=now)).items():
             if target in self._paused:
@@ -91,6 +93,16 @@ class Releaser:
                 return  # another replica is releasing
             self._log(target, released)
         await self._close_digests(now)
+
+    async def _begin_silences(self, now: datetime) -> None:
+        """Hold what waits when a planned silence begins, and finish what a command has not finished."""
+        try:
+            await self.ledger.silences.begin_due(test_of, now=now)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            log.error("a silence could not hold what waits", exc_info=error)
+            self.on_failed()
 
     async def _close_digests(self, now: datetime) -> None:
         for target in await self.ledger.digests.due(now=now):

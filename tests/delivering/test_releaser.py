@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from dispatcher.delivering.releaser import Releaser
-from dispatcher.ledger import Filter, Ledger
+from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.ledger.digests import Target
 from dispatcher.model.delivery import Delivery, DropReason, Kind, State
 from dispatcher.model.hold import DigestOptions, Quiet, Then
@@ -197,3 +197,20 @@ async def test_a_summary_counts_as_one_message_of_the_digest(ledger: Ledger) -> 
     await ledger.record([recorded(one, event=an_event(name=one.event.split("/")[2])) for one in live], [], now=NOW)
     every = await found(ledger)
     assert [fate(every[name]) for name in ("a", "summary x@x.com", "l", "m")] == ["silence", "goes", "goes", "digest"]
+
+
+async def test_a_planned_silence_begins_by_itself_and_when_it_is_ended_early_what_it_held_goes_out(
+    ledger: Ledger,
+) -> None:
+    event = an_event(launch_plan=a_launch_plan())
+    await ledger.record([recorded(a_delivery(event), event=event)], [], now=NOW)
+    silence, releaser = a_silence("planned"), a_releaser(ledger)
+    await ledger.silences.add(silence, an_action(Deed.SILENCE))
+    await releaser.release_due()
+    assert await claim(ledger, now=NOW + HOUR) == []
+
+    ended = await ledger.silences.move(silence, an_action(Deed.END_SILENCE), starts_at=NOW, ends_at=NOW)
+    assert ended is not None
+    for _ in "ab":  # the first round finds that silences have changed
+        await releaser.release_due()
+    assert [one.note for one in await claim(ledger)] == ["held 09:14-09:14 (silence planned)"]
