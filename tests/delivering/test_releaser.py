@@ -213,4 +213,4 @@ async def test_a_planned_silence_begins_by_itself_and_when_it_is_ended_early_wha
     assert ended is not None
     for _ in "ab":  # the first round finds that silences have changed
         await releaser.release_due()
-    assert [one.note for one in await claim(ledger)] == ["held 09:14-09:14 (silence planned)"]
+    assert [one.note for one in await claim(ledger)] == ["held 09:14-09:14 (silence planned (maintenance))"]
