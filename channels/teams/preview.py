@@ -7,7 +7,20 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from channels.common.drawing import Block, Box, Code, Heading, Links, Paragraph, Span, Style, Table, is_link, mappings
+from channels.common.drawing import (
+    Block,
+    Box,
+    Code,
+    Heading,
+    Links,
+    Paragraph,
+    Span,
+    Style,
+    Table,
+    is_link,
+    mapping,
+    mappings,
+)
 from channels.contract import Content
 from channels.teams.markdown import unescape
 
@@ -54,7 +67,9 @@ def _text(runs: list[Mapping[str, Any]]) -> Block:
 
 def _span(run: Mapping[str, Any]) -> Span:
     styles: tuple[Style, ...] = ("strong",) if run.get("weight") == "Bolder" else ()
-    return Span(str(run.get("text", "")), (*styles, "code") if run.get("fontType") == "Monospace" else styles)
+    styles = (*styles, "code") if run.get("fontType") == "Monospace" else styles
+    url = str(mapping(run.get("selectAction")).get("url", ""))
+    return Span(str(run.get("text", "")), styles, url if is_link(url) else "")
 
 
 def _shown(text: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -172,13 +173,16 @@ class Attempts:
         Returns None if the lease is lost. Raises LedgerUnavailable.
         """
         ledger, contents = self.options.ledger, self.options.contents
-        event = await ledger.history.event(delivery.event)
-        assert event is not None  # noqa: S101 - for the type checker: a delivery's event is recorded before it
-        outage = claimed.outage if claimed is not None else None
-        if contents.waits:
-            content = await asyncio.to_thread(contents.content, event, delivery, outage)
+        render: Callable[[], Content]
+        if delivery.event:
+            event = await ledger.history.event(delivery.event)
+            assert event is not None  # noqa: S101 - for the type checker: a delivery's event is recorded before it
+            render = partial(contents.content, event, delivery, claimed.outage if claimed is not None else None)
         else:
-            content = contents.content(event, delivery, outage)
+            summary = await ledger.summary(delivery)
+            assert summary is not None  # noqa: S101 - for the type checker: its members are deleted only with it
+            render = partial(contents.summary, summary, delivery)
+        content = await asyncio.to_thread(render) if contents.waits else render()
         return content if await ledger.store_content(delivery, content) else None
 
     async def _send(

@@ -1,7 +1,8 @@
 """Renders the content of deliveries: at intake before they are recorded, or by the worker at the first claim.
 
-The worker renders what only the ledger can plan (resolved notices and change events) and what an outcome causes
-(notices to fallback recipients and deliveries on a fallback channel). No template is rendered in a transaction.
+The worker renders what only the ledger can plan (resolved notices, change events, digests and summaries) and what an
+outcome causes (notices to fallback recipients and deliveries on a fallback channel). No template is rendered in a
+transaction.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from channels.contract import Content
-from dispatcher.model.delivery import Delivery, Kind, Outage
+from dispatcher.model.delivery import SUMMARIES, Delivery, Kind, Outage
 from dispatcher.model.event import Event
+from dispatcher.model.summary import Summary
 from dispatcher.planning.contacts import NO_CONTACTS, Contacts, Options
 from dispatcher.planning.planner import TemplateSetOf, same_templates
 
@@ -46,6 +48,26 @@ class Render(Protocol):
         """
 
 
+class RenderSummary(Protocol):
+    """Renders a channel's message of a digest or summary. The arguments are those of `Render`."""
+
+    def __call__(
+        self,
+        channel: str,
+        summary: Summary,
+        *,
+        recipient: str = "",
+        undelivered: str = "",
+        folders: tuple[Path, ...] = (),
+        zone: tzinfo | None = None,
+        severity: str = "",
+    ) -> Content: ...
+
+
+def no_summary(channel: str, summary: Summary, **_: object) -> Content:
+    raise NotImplementedError(f"{channel} has no digests, and one was recorded: {summary.key}")
+
+
 def no_change_event(channel: str, event: Event) -> Content:
     raise NotImplementedError(f"{channel} has no change events, and one was recorded for {event.key}")
 
@@ -58,6 +80,7 @@ class Contents:
     template_set: TemplateSetOf = same_templates
     contacts: Contacts = NO_CONTACTS
     change_event: Callable[[str, Event], Content] = no_change_event
+    render_summary: RenderSummary = no_summary
     waits: bool = False
     """True if `render` may wait for another process, for a few seconds. Then the methods must not be called in the event
     loop's thread."""
@@ -97,6 +120,19 @@ class Contents:
             template=delivery.template,
             undelivered=delivery.reason if delivery.fallback_for else "",
             outage=outage,
+            folders=options.templates,
+            zone=options.timezone,
+            severity=delivery.severity,
+        )
+
+    def summary(self, summary: Summary, delivery: Delivery) -> Content:
+        """Return the content of a digest or summary, or of a notice about one, which also says what its `reason` says."""
+        options = self._options(delivery)
+        return self.render_summary(
+            delivery.channel,
+            summary,
+            recipient=delivery.recipients[0],
+            undelivered="" if delivery.kind in SUMMARIES else delivery.reason,
             folders=options.templates,
             zone=options.timezone,
             severity=delivery.severity,

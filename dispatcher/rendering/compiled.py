@@ -19,7 +19,7 @@ from dispatcher.errors import DispatcherError
 from dispatcher.parsing.yaml import Malformed, Problem, parse
 from dispatcher.rendering.context import Context
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
-from dispatcher.rendering.folders import MAIL_PARTS, OutsideFolder, TemplateFolders, Templates
+from dispatcher.rendering.folders import OutsideFolder, TemplateFolders, Templates
 from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.text import one_line
 from dispatcher.rendering.undefined_names import undefined_names
@@ -67,14 +67,14 @@ class CompiledTemplates:
         self._html = self._environment(autoescape=True)
         self._plain = self._environment()
         self._environments: dict[Markup, Environment] = {}
-        self._documents: dict[str, Callable[[Variables], Content]] = {}
+        self._documents: dict[tuple[str, bool], Callable[[Variables], Content]] = {}
 
     def render(self, templates: Templates, context: Context) -> Content:
         """Render a channel's message. Raises TemplateError."""
         self._last_loaded = None
         try:
             if templates.form.mail is not None:
-                return self._mail(context.variables(), templates.form.mail)
+                return self._mail(context.variables(), templates.parts, templates.form.mail)
             return self._document(templates)(Variables(context.variables()))
         except Exception as error:
             raise TemplateError(self._problem(templates, error), stopped=_out_of_memory(error)) from error
@@ -122,7 +122,7 @@ class CompiledTemplates:
         return Problem(*place, str(error) or type(error).__name__)
 
     def _parse_mail(self, templates: Templates) -> Iterator[Problem]:
-        queue, seen = [*MAIL_PARTS.values()], set()
+        queue, seen = [*templates.parts.values()], set()
         while queue:
             name = queue.pop(0)
             if name in seen:
@@ -145,14 +145,14 @@ class CompiledTemplates:
         self._document(templates)
         source, file = self.folders.read_document(templates)
         (document,) = parse(source)
-        for place, text in strings_of(document.data):
-            for _, message in undefined_names(self._plain.parse(text), self._plain):
+        for place, text, items in strings_of(document.data):
+            for _, message in undefined_names(self._plain.parse(text), self._plain, items):
                 yield Problem(file, document.line_of(place), message)
 
-    def _mail(self, variables: Mapping[str, Any], limits: MailLimits) -> Content:
-        subject = self._plain.get_template(MAIL_PARTS["subject"]).render(variables)
-        text = self._plain.get_template(MAIL_PARTS["text"]).render(variables)
-        html = self._html.get_template(MAIL_PARTS["html"]).render(variables)
+    def _mail(self, variables: Mapping[str, Any], parts: Mapping[str, str], limits: MailLimits) -> Content:
+        subject = self._plain.get_template(parts["subject"]).render(variables)
+        text = self._plain.get_template(parts["text"]).render(variables)
+        html = self._html.get_template(parts["html"]).render(variables)
         return {
             "subject": cut(one_line(subject), limits.subject),
             "text": cut(text, limits.text),
@@ -160,7 +160,8 @@ class CompiledTemplates:
         }
 
     def _document(self, templates: Templates) -> Callable[[Variables], Content]:
-        if templates.channel not in self._documents:
+        key = templates.channel, templates.summary
+        if key not in self._documents:
             source, file = self.folders.read_document(templates)
             self._loading(file)
             documents = parse(source)
@@ -172,8 +173,8 @@ class CompiledTemplates:
                 whole = (markup.cut if markup is not None else None) or cut
                 return Sink(self._for_markup(markup), whole, limit)
 
-            self._documents[templates.channel] = compile_document(documents[0], sink)
-        return self._documents[templates.channel]
+            self._documents[key] = compile_document(documents[0], sink)
+        return self._documents[key]
 
     def _for_markup(self, markup: Markup | None) -> Environment:
         """Return the environment that escapes values for a markup language."""

@@ -16,6 +16,7 @@ from channels.common.text import cut
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.cause import cause_of
 from dispatcher.rendering.links import execution_logs_url, execution_url
+from dispatcher.rendering.summary_facts import SummaryFacts
 from dispatcher.rendering.text import one_line
 from dispatcher.rendering.times import Time, duration_of, time_of
 from dispatcher.rendering.traceback import summarize
@@ -30,12 +31,13 @@ LABELS = 20
 PROPELLER_LABELS = ("execution-id", "project", "domain", "shard-key", "workflow-name")
 """The labels that flytepropeller gives the Kubernetes object of a workflow (`transformers/k8s/workflow.go`). Executions
 that the workflow starts inherit them, so there they name the parent."""
-_DONE = {
+DONE = {
     Phase.SUCCEEDED: ("succeeded", "info", "#2eb67d", "✅"),
     Phase.FAILED: ("failed", "error", "#e01e5a", "❌"),
     Phase.ABORTED: ("was aborted", "warning", "#ecb22e", "🛑"),
     Phase.TIMED_OUT: ("timed out", "error", "#e8912d", "⏱️"),
 }
+"""The phase as a verb, its severity, colour and emoji."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class Context(NamedTuple):
     duration: str = ""
     """How long the execution took, such as `14 minutes and 17 seconds`."""
     error: Failure = Failure()
-    """The execution's error."""
+    """The execution's error. In a digest or summary, `error.summary` and `error.message` name its largest groups."""
     undelivered: str = ""
     """In a message to fallback recipients: who could not be notified, and why. Otherwise empty."""
     failures: str = ""
@@ -125,6 +127,8 @@ class Context(NamedTuple):
     """In a resolved notice: when the first of these failures finished. Otherwise its parts are empty."""
     down_for: str = ""
     """In a resolved notice: the time from that failure to the success, such as `5 hours`. Otherwise empty."""
+    summary: SummaryFacts = SummaryFacts()
+    """In a digest or summary: what it tells. Otherwise its parts are empty."""
     test: str = ""
     """Empty, except in a test notification: there it is a sentence that says so, and `what` begins with `TEST: `."""
 
@@ -154,7 +158,7 @@ def context_of(
     `severity`: the severity; if None, the event's phase determines it. `hide_labels`: the names of labels that
     templates don't get. `zone`: the time zone of `Time.local`.
     """
-    done, default_severity, color, symbol = _DONE[event.phase]
+    done, default_severity, color, symbol = DONE[event.phase]
     plan = _entity(event.launch_plan, event.launch_plan.noun if event.launch_plan is not None else "")
     workflow = _entity(event.workflow, "workflow")
     labels = ((name, value) for name, value in event.labels.items() if name not in hide_labels)
@@ -172,8 +176,8 @@ def context_of(
         symbol=symbol,
         launch_plan=plan,
         workflow=workflow,
-        principal=_short(event.principal),
-        labels={_short(name): _short(value) for name, value in islice(labels, LABELS)},
+        principal=short(event.principal),
+        labels={short(name): short(value) for name, value in islice(labels, LABELS)},
         url=execution_url(execution, event.url, console_url),
         logs_url=execution_logs_url(execution, logs_url),
         finished=time_of(finished, zone),
@@ -201,7 +205,7 @@ def _entity(entity: EntityId | None, kind: str) -> Entity:
 
 @lru_cache(maxsize=1024)  # cached, because many executions have the same launch plan and workflow
 def _shown_entity(project: str, domain: str, name: str, version: str, kind: str) -> Entity:
-    return Entity(one_line(project), one_line(domain), _short(name), _short(version), kind)
+    return Entity(one_line(project), one_line(domain), short(name), short(version), kind)
 
 
 def _failure(event: Event) -> Failure:
@@ -214,7 +218,7 @@ def _failure(event: Event) -> Failure:
         summary=parts.summary,
         frames=parts.frames,
         message=parts.message,
-        code=_short(event.error.code),
+        code=short(event.error.code),
         kind=kind if kind in {"user", "system"} else "",
         node=parts.node,
         cause=cause.name,
@@ -222,6 +226,6 @@ def _failure(event: Event) -> Failure:
     )
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """Return the text as one line that is cut to `LONGEST_NAME` characters, because an event's texts can be longer."""
     return cut(one_line(text[: 4 * LONGEST_NAME]), LONGEST_NAME)

@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 """The templates of all channels whose content is a mail."""
+SUMMARY_PARTS = {
+    "subject": "email/summary_subject.txt.j2",
+    "text": "email/summary_text.txt.j2",
+    "html": "email/summary_html.html.j2",
+}
+"""The same for digests and summaries."""
 DEFAULT_DOCUMENT = "webhook/body.yaml"
 """The template of channels that have none."""
+SUMMARY_DOCUMENT = "summary.yaml"
+"""The name of the template of digests and summaries in a channel's folder."""
 
 
 def built_in_folder() -> Path:
@@ -39,24 +47,42 @@ class Templates(NamedTuple):
 
     channel: str
     form: ContentForm = ContentForm()
-    document: str = ""
-    """The path of the channel's document in the template folders; empty if there can be none."""
-    default: Path | None = None
-    """The document of the package that provides the channel."""
+    documents: tuple[str | Path, ...] = (DEFAULT_DOCUMENT,)
+    """The channel's document is the first of these that exists: paths in the template folders, and files of the package
+    that provides the channel."""
+    summary: bool = False
+    """True for the templates of digests and summaries."""
 
     @classmethod
     def of(cls, channel: str, kind: ChannelType) -> Templates:
         """Return the content and templates of a channel of this type."""
-        return cls(channel, kind.form, f"{channel}/{kind.document}", kind.template)
+        own = [] if kind.template is None else [kind.template]
+        return cls(channel, kind.form, (f"{channel}/{kind.document}", *own, DEFAULT_DOCUMENT))
+
+    @property
+    def of_summaries(self) -> Templates:
+        """The templates of the same channel's digests and summaries.
+
+        A channel with a document for events alone shows digests by this document, in whose variables the digest is told.
+        """
+        *events, _ = self.documents
+        default = f"{DEFAULT_DOCUMENT.partition('/')[0]}/{SUMMARY_DOCUMENT}"
+        own = [f"{self.channel}/{SUMMARY_DOCUMENT}"] if self.channel else []
+        return self._replace(documents=(*own, *events, default), summary=True)
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """The templates of a mail's subject, text and HTML."""
+        return SUMMARY_PARTS if self.summary else MAIL_PARTS
 
 
 def built_in_files(templates: Templates) -> Mapping[str, Path]:
     """Return a channel's own built-in templates: a mapping from the path in a template folder to the file."""
     folder = built_in_folder()
-    if templates.form.mail is not None:
-        mail = folder / Path(MAIL_PARTS["html"]).parent
-        return {str(file.relative_to(folder)): file for file in sorted(mail.iterdir())}
-    return {templates.document: TemplateFolders((folder,)).main_file(templates)}
+    own = folder / (Path(MAIL_PARTS["html"]).parent if templates.form.mail is not None else templates.channel)
+    if own.is_dir():
+        return {str(file.relative_to(folder)): file for file in sorted(own.iterdir())}
+    return {str(templates.documents[0]): TemplateFolders((folder,)).main_file(templates)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +112,7 @@ class TemplateFolders:
 
     def main_file(self, templates: Templates) -> Path:
         """Return the path of the mail's HTML template, or of another channel's document template."""
-        name = MAIL_PARTS["html"] if templates.form.mail is not None else self._document(templates)
+        name = templates.parts["html"] if templates.form.mail is not None else self._document(templates)
         return name if isinstance(name, Path) else self.path(name)
 
     def path(self, name: str) -> Path:
@@ -95,9 +121,8 @@ class TemplateFolders:
 
     def _document(self, templates: Templates) -> str | Path:
         """Return the name of a channel's document template in the folders, or its path in another package."""
-        if templates.document and self.path(templates.document).is_file():
-            return templates.document
-        return templates.default or DEFAULT_DOCUMENT
+        *others, default = templates.documents
+        return next((one for one in others if isinstance(one, Path) or self.path(one).is_file()), default)
 
 
 def _text(file: Path, name: str) -> str:

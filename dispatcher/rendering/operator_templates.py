@@ -64,8 +64,11 @@ class OperatorTemplates:
         """Mapping from a channel and a key to the number of next messages that use the built-in template,
         because a template exceeded a limit."""
 
-    def key_of(self, event: Event, recipient: str, folders: tuple[Path, ...]) -> TemplateSetKey:
-        """Return which folders apply to the event and the recipient. `folders`: those of the recipient's contact."""
+    def key_of(self, event: Event | None, recipient: str, folders: tuple[Path, ...]) -> TemplateSetKey:
+        """Return which folders apply to the event and the recipient. `folders`: those of the recipient's contact.
+
+        `event`: None for a digest or summary.
+        """
         applying = [entry for entry in self._template_sets if entry.applies_to(event, recipient)]
         return (*folders, *(path for entry in applying for path in entry.path))
 

@@ -15,12 +15,15 @@ from channels.common.text import cut
 from channels.contract import ChannelType, Content
 from dispatcher.model.delivery import Outage
 from dispatcher.model.event import Event, shortened
+from dispatcher.model.summary import Summary
 from dispatcher.parsing.yaml import Problem
 from dispatcher.rendering import flyte_template
 from dispatcher.rendering.compiled import CompiledTemplates
 from dispatcher.rendering.context import PROPELLER_LABELS, Context, context_of, resolving
 from dispatcher.rendering.folders import TemplateFolders, Templates, built_in_folder
 from dispatcher.rendering.operator_templates import OperatorTemplates, TemplateSetKey
+from dispatcher.rendering.samples import sample_events, sample_summaries
+from dispatcher.rendering.summary_context import EXTENTS, Links, summary_context
 from dispatcher.rendering.template_checks import mail_client_problems, template_problems
 from dispatcher.rendering.template_set import TemplateSet
 from dispatcher.rendering.text import one_line
@@ -59,6 +62,7 @@ class Renderer:
         severity: Severity = _severity_by_phase,
         hide_labels: Collection[str] = PROPELLER_LABELS,
         timezone: tzinfo = UTC,
+        dispatcher_url: str = "",
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Create a Renderer that takes each template file from the first folder that contains it.
@@ -70,13 +74,15 @@ class Renderer:
         such as `contacts.ml.templates`, to the folders that it may pass to the methods. `console_url`: the URL of Flyte's
         console. `logs_url`: the URL of an execution's logs, with `{project}`, `{domain}` and `{name}` as placeholders.
         `severity`: function that can replace the phase's severity. `hide_labels`: the names of labels that templates
-        don't get. `timezone`: the zone of the times' part `local`. `on_failure`: called with the channel each time the
+        don't get. `timezone`: the zone of the times' part `local`. `dispatcher_url`: the URL at which browsers reach the
+        dispatcher, whose console shows the members of digests. `on_failure`: called with the channel each time the
         built-in template is used because a custom template failed.
 
         Raises SettingsError for a folder that doesn't exist.
         """
         self._console_url = console_url
         self._logs_url = logs_url
+        self._links = Links(flyte=console_url, dispatcher=dispatcher_url)
         self._severity = severity
         self._hide_labels = frozenset(hide_labels)
         self._timezone = timezone
@@ -139,6 +145,55 @@ class Renderer:
             content = content or self._built_in.render(templates, context)
             return self._finished(channel, event, context, content, template)
 
+    def render_summary(
+        self,
+        channel: str,
+        summary: Summary,
+        *,
+        recipient: str = "",
+        undelivered: str = "",
+        folders: tuple[Path, ...] = (),
+        zone: tzinfo | None = None,
+        severity: str = "",
+    ) -> Content:
+        """Render the message of a digest or summary. Never fails because of a template or the data.
+
+        It lists as many groups and executions as the built-in template can within the provider's limits. The other
+        arguments are those of `render`; template sets that have keys of events don't apply.
+        """
+        with self._lock:
+            templates = self._templates_of(channel).of_summaries
+            for extent in EXTENTS:
+                context = summary_context(summary, extent, self._links, severity=severity, zone=zone or self._timezone)
+                if undelivered:
+                    context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
+                content = self._built_in.render(templates, context)
+                if not templates.form.problems(content):
+                    break
+            key = self._operator.key_of(None, recipient, folders)
+            return self._operator.render(channel, templates, context, key) or content
+
+    def draft_summary(
+        self,
+        channel: str,
+        summary: Summary,
+        *,
+        recipient: str = "",
+        folders: tuple[Path, ...] = (),
+        zone: tzinfo | None = None,
+        severity: str = "",
+    ) -> Content:
+        """Render a digest or summary with the operator's templates, for a preview. The provider may refuse the message.
+
+        Raises TemplateError, with file and line, if a template fails.
+        """
+        templates = self._templates_of(channel).of_summaries
+        compiled = self._operator.of(self._operator.key_of(None, recipient, folders)) or self._built_in
+        zone = zone or self._timezone
+        return compiled.render(
+            templates, summary_context(summary, EXTENTS[0], self._links, severity=severity, zone=zone)
+        )
+
     def change(self, channel: str, event: Event) -> Content:
         """Render a channel's change event for the first execution of a launch plan's new version.
 
@@ -179,11 +234,14 @@ class Renderer:
 
         Each template set, and each contact's folders, are checked as if no other applied.
         """
+        events = [(label, context_of(event, self._console_url)) for label, event in sample_events()]
+        summaries = [(label, summary_context(one, EXTENTS[0], self._links)) for label, one in sample_summaries()]
         problems = (
             problem
             for key in self._operator.keys
             for templates in self._templates.values()
-            for problem in template_problems(self._operator.of(key) or self._built_in, templates, self._console_url)
+            for kind, samples in ((templates, events), (templates.of_summaries, summaries))
+            for problem in template_problems(self._operator.of(key) or self._built_in, kind, samples)
         )
         return list(dict.fromkeys(problems))
 

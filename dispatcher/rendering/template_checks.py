@@ -7,26 +7,25 @@ from pathlib import Path
 
 from dispatcher.parsing.yaml import Problem
 from dispatcher.rendering.compiled import STYLE_SHEET, CompiledTemplates, TemplateError
-from dispatcher.rendering.context import context_of
+from dispatcher.rendering.context import Context
 from dispatcher.rendering.folders import Templates, built_in_folder
 from dispatcher.rendering.mail_clients import unsupported
-from dispatcher.rendering.samples import sample_events
 from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.template_process import IsolatedTemplates
 
 
 def template_problems(
-    compiled: CompiledTemplates | IsolatedTemplates, templates: Templates, console_url: str
+    compiled: CompiledTemplates | IsolatedTemplates, templates: Templates, samples: Iterable[tuple[str, Context]]
 ) -> Iterator[Problem]:
     """Yield the problems that are found when a channel's templates are parsed. If there are none, yield the problems
-    that are found when sample events are rendered.
+    that are found when the samples are rendered, which are labels and variables.
     """
     problems = compiled.parse(templates)
     yield from problems
     seen = set(problems)
-    for label, event in sample_events() if not problems else ():
+    for label, context in samples if not problems else ():
         try:
-            content = compiled.render(templates, context_of(event, console_url))
+            content = compiled.render(templates, context)
             file = compiled.folders.main_file(templates)
             problems = [Problem(file, 0, problem) for problem in templates.form.problems(content)]
         except TemplateError as error:

@@ -30,12 +30,14 @@ class TemplateSet(Matcher):
             )
         return self
 
-    def applies_to(self, event: Event, recipient: str) -> bool:
-        """True if all keys hold.
+    def applies_to(self, event: Event | None, recipient: str) -> bool:
+        """True if all keys hold. Without an event, which digests and summaries don't have, there may be no other key than
+        `recipient`.
 
         `recipient`: the recipient as the rule writes it; empty if the message goes to no particular recipient.
         """
-        return self.holds(event) is True and self._is_for(recipient.casefold())
+        holds = not self.keys if event is None else self.holds(event) is True
+        return holds and self._is_for(recipient.casefold())
 
     def _is_for(self, recipient: str) -> bool:
         return not self.recipient or any(fnmatchcase(recipient, pattern.casefold()) for pattern in self.recipient)

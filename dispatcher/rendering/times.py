@@ -25,6 +25,9 @@ class Time:
     """The seconds since 1970-01-01 00:00 UTC, for Slack's `<!date^…>`."""
 
 
+NO_TIME = Time()
+
+
 def time_of(time: datetime, zone: tzinfo) -> Time:
     """Return a time in UTC for readers. `zone`: the time zone of `Time.local`."""
     clock = time.isoformat(" ", "seconds")[:19]

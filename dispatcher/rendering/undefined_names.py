@@ -22,11 +22,13 @@ _PARTS = {
 }
 
 
-def undefined_names(tree: nodes.Template, environment: Environment) -> Iterator[tuple[int, str]]:
+def undefined_names(
+    tree: nodes.Template, environment: Environment, items: frozenset[str] = frozenset()
+) -> Iterator[tuple[int, str]]:
     """Yield each unknown variable and each unknown part of a variable: its line number, and a sentence for the
-    operator.
+    operator. `items`: the names that a `for` of the document gives.
     """
-    undeclared = find_undeclared_variables(tree)
+    undeclared = find_undeclared_variables(tree) - items
     unknown = undeclared - _KNOWN - environment.globals.keys()
     for name in tree.find_all(nodes.Name):
         if name.name in unknown:

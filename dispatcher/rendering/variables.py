@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from itertools import pairwise
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from dispatcher.rendering.context import Context
 
@@ -19,7 +19,8 @@ class Variable:
     name: str
     """The name as a template writes it, such as `error.summary`."""
     type: str
-    """`text`, `mapping of text to text`, or `parts`: a template uses one of the parts, which follow."""
+    """`text`, `number`, `mapping of text to text`, or `parts`: a template uses one of the parts, which follow. `list of
+    parts`: a template goes through the list, and the parts of each item follow."""
     meaning: str
     example: str
     """The variable's value in the example context; empty if it has no value."""
@@ -37,6 +38,10 @@ def _variables(kind: type[Any], example: Any, prefix: str) -> Iterator[Variable]
         if is_dataclass(hint):
             yield Variable(name, "parts", meanings[field], "")
             yield from _variables(type(value), value, f"{name}.")
+        elif get_origin(hint) is tuple:
+            (item, _) = get_args(hint)
+            yield Variable(name, "list of parts", meanings[field], "")
+            yield from _variables(item, value[0] if value else item(), f"{name}[].")
         else:
             yield Variable(name, _type_name(value), meanings[field], _example(value))
 
@@ -54,6 +59,8 @@ def _meanings(kind: type[Any]) -> Mapping[str, str]:
 
 
 def _type_name(value: Any) -> str:
+    if isinstance(value, int):
+        return "number"
     return "mapping of text to text" if isinstance(value, Mapping) else "text"
 
 

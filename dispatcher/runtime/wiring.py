@@ -63,6 +63,7 @@ def make_renderer(
         severity=_severity(settings),
         hide_labels=templates.hide_labels,
         timezone=templates.timezone,
+        dispatcher_url=settings.http.public_url if settings.http is not None and settings.http.console else "",
         on_failure=on_failure,
     )
 
@@ -83,7 +84,12 @@ def make_contents(
     """
     renderer = make_renderer(settings, on_failure=template_failed)
     return Contents(
-        renderer.render, renderer.template_set, contacts, renderer.change, waits=renderer.has_operator_templates
+        renderer.render,
+        renderer.template_set,
+        contacts,
+        renderer.change,
+        renderer.render_summary,
+        waits=renderer.has_operator_templates,
     )
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from channels.common.comma_list import comma_list
-from channels.common.network import HttpUrl, host_and_port
+from channels.common.network import HttpUrl, check_http_url, host_and_port
 from channels.common.secret import ExistingFile, HeaderToken, HeaderTokenFile, Secret, SecretFile, reject_both, reveal
 from channels.common.tls import check_certificate
 from dispatcher.model.rate_limit import Rate, parse_rate
@@ -54,6 +54,12 @@ def _base_path(text: str) -> str:
     if path and (not _BASE_PATH.fullmatch(path) or {".", ".."} & {*path.split("/")}):
         raise ValueError("write a path of letters, digits and - _ . ~, such as /notifications")
     return path
+
+
+def _public_url(text: str) -> str:
+    if any(sign in text for sign in "<>\"'|?#"):  # links in messages can't carry them
+        raise ValueError("write the address that browsers open, without < > \" ' | ? #")
+    return check_http_url(text).rstrip("/") if text else ""
 
 
 def _proxy(text: str) -> str:
@@ -196,6 +202,9 @@ class HttpConfig(BaseModel):
     base_path: Annotated[str, AfterValidator(_base_path)] = ""
     """The path below which browsers find the dispatcher, such as `/notifications`, if a proxy serves it on a host that
     it shares with other programs. Empty if it has a host of its own."""
+    public_url: Annotated[str, AfterValidator(_public_url)] = ""
+    """The address at which people's browsers reach the dispatcher, with its base path, such as
+    `https://flyte.example.com/notifications`. Digests and summaries link to the console there. Empty: no links."""
     token: HeaderToken | None = None
     """Bearer token for publishers. It has the same effect as an entry of `tokens` with the scope `publish`."""
     token_file: HeaderTokenFile | None = None

@@ -69,8 +69,55 @@ def test_an_error_names_its_line() -> None:
     assert error.value.line == 3
 
 
+def test_an_item_of_a_list_with_for_is_repeated() -> None:
+    yaml = """
+      rows:
+        - first
+        - for: row in rows[:2]
+          name: '{{ row.name }}'
+          parts:
+            - for: part in row.parts
+              of: '{{ row.name }}{{ part }}'
+        - for: row in rows
+          when: '{{ row.parts }}'
+          constant: yes
+        - {for: row in none, a: '{{ row }}'}
+    """
+    rows = [{"name": "a", "parts": [1, 2]}, {"name": "b", "parts": []}, {"name": "c", "parts": []}]
+    assert rendered(yaml, rows=rows, none=[]) == {
+        "rows": [
+            "first",
+            {"name": "a", "parts": [{"of": "a1"}, {"of": "a2"}]},
+            {"name": "b"},
+            *[{"constant": True}] * 3,
+        ]
+    }
+    assert rendered("{a: '{{ x }}', for: word in x}", x="y") == {"a": "y", "for": "word in x"}  # not in a list
+
+
+@pytest.mark.parametrize(
+    ("loop", "expected"),
+    [
+        ("row", "write NAME in LIST"),
+        ("[1]", "write NAME in LIST"),
+        ("row in [", "for: "),
+        ("row in nonsense", "'nonsense' is undefined"),
+        ("row in 7", "not iterable"),
+    ],
+)
+def test_a_for_that_is_wrong_names_its_line(loop: str, expected: str) -> None:
+    with pytest.raises(BadDocument, match=expected) as error:
+        rendered(f"a: b\nc:\n  - for: {loop}\n    d: '{{{{ row }}}}'")
+    assert error.value.line == 3
+
+
 def test_strings_of_yields_the_strings_that_are_templates() -> None:
+    none: frozenset[str] = frozenset()
     assert list(strings_of({"a": "x", "b": [{"c": "{{ x }}"}, "{% if %}"]})) == [
-        (("b", 0, "c"), "{{ x }}"),
-        (("b", 1), "{% if %}"),
+        (("b", 0, "c"), "{{ x }}", none),
+        (("b", 1), "{% if %}", none),
+    ]
+    assert list(strings_of([{"for": "a in b", "c": "{{ a }}"}])) == [
+        ((0, "for"), "{{ b }}", none),
+        ((0, "c"), "{{ a }}", frozenset({"a"})),
     ]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta, timezone
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -18,8 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from channels.common.text import ELLIPSIS, cut
-from channels.contract import Message
-from channels.email.mime import compose
 from channels.registry import BUILT_IN, CHANNEL_TYPES
 from channels.slack.mrkdwn import cut_mrkdwn, escape_mrkdwn
 from dispatcher.model.delivery import Outage
@@ -30,21 +25,17 @@ from dispatcher.rendering.renderer import Renderer
 from dispatcher.rendering.samples import sample_event
 from dispatcher.rendering.text import clean
 from tests.support.builders import NOW, an_event
+from tests.support.messages import (
+    SLACK_MARKUP,
+    Tags,
+    check_snapshots,
+    hostile_text,
+    message_files,
+    names,
+    slack_strings,
+)
 
-SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
 RENDERER = Renderer(CHANNEL_TYPES, console_url="https://flyte.example.com/console")
-
-
-def _snapshots(channel: str, content: Any) -> dict[str, str]:
-    """The message as text, by file name: a mail's bytes, text and HTML, or another channel's JSON."""
-    if channel == "email":
-        message = Message(key="golden", recipients=("dev-team@example.com",), content=content, created_at=NOW)
-        return {
-            f"{channel}.eml": compose(message, "Flyte <flyte@example.com>").decode("ascii"),
-            f"{channel}.txt": f"Subject: {content['subject']}\n\n{content['text']}",
-            f"{channel}.html": content["html"],
-        }
-    return {f"{channel}.json": orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()}
 
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
@@ -53,18 +44,14 @@ def test_the_built_in_messages_equal_their_snapshots(channel: str, phase: Phase)
     """REWRITE_SNAPSHOTS=1 rewrites the snapshots; the difference is then reviewed like code."""
     content = RENDERER.render(channel, sample_event(phase))
     assert CHANNEL_TYPES[channel].form.problems(content) == []
-    for name, text in _snapshots(channel, content).items():
-        file = SNAPSHOTS / f"{phase.lower()}.{name}"
-        if os.environ.get("REWRITE_SNAPSHOTS"):
-            file.write_bytes(text.encode())
-        assert text.encode() == file.read_bytes()
+    check_snapshots(phase.lower(), channel, content)
 
 
 @pytest.mark.parametrize("channel", BUILT_IN)
 def test_a_fallback_message_says_who_could_not_be_notified_and_why(channel: str) -> None:
     why = "#dev could not be notified through slack: is_archived"
     content = RENDERER.render(channel, sample_event(Phase.FAILED), undelivered=why)
-    for name, text in _snapshots(channel, content).items():
+    for name, text in message_files(channel, content).items():
         assert why in text or name.endswith("eml")
     headline = {"email": "subject", "pagerduty": "payload", "teams": "body"}.get(channel, "text")
     assert "Not delivered: " in str(content[headline])
@@ -114,27 +101,6 @@ def test_a_message_links_to_the_executions_logs(channel: str) -> None:
     assert "Open the logs" not in str(RENDERER.render(channel, sample_event(Phase.FAILED)))
 
 
-any_text = st.text(st.characters() | st.sampled_from("<>&`*_~|@#\"'{}%\r\n\0\u202e\u200d\ud800\x1b"), max_size=80)
-hostile_text = any_text | st.sampled_from(
-    [
-        "<!channel> <@U123> <https://evil.example|click>",
-        "{{ 7 * 7 }} {% for x in range(10**9) %}{% endfor %}",
-        "<script>alert(1)</script><img src=x onerror=alert(1)>",
-        "a\r\nBcc: victim@example.com",
-        "``` ```<!here>",
-        "&lt;!channel&gt;",
-        "👩‍👩‍👧‍👦" * 400,
-        "x" * 1_000_000,
-        "é" * 5000,
-        "&" * 100_000,
-        "``" + "`" * 4000,
-        "failed at Node[<!here>]. Node[n0]",
-        'Traceback (most recent call last):\n  File "<!channel>", line 1, in <b>\n    <i>&\x1b[31m\nBoom: <@U1>',
-    ]
-)
-names = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="/"), min_size=1, max_size=60)
-
-
 zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 times = st.datetimes(timezones=zones)
 MANY_LABELS = {f"label-{number}": "<&" * 100 for number in range(2000)}
@@ -169,19 +135,6 @@ def events(draw: Any) -> Event:
     )
 
 
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        assert not [name for name, _ in attrs if name.startswith("on")]
-        self.links += [value or "" for name, value in attrs if name in {"href", "src"}]
-
-
-SLACK_MARKUP = re.compile(r"<[^>]*>")
 TEAMS_DATE = re.compile(r"\{\{(DATE|TIME)\([\d:TZ-]+(, SHORT)?\)\}\}")
 
 
@@ -207,7 +160,7 @@ def test_every_event_renders_to_a_valid_message_without_injected_markup(event: E
     tags.feed(str(mail["html"]))
     assert set(tags.seen) <= {"html", "head", "meta", "title", "style", "body", "div", "table", "tr", "td", "a", "pre"}
     assert all(link.startswith("https://") for link in tags.links)
-    for text in _strings(slack, "mrkdwn"):
+    for text in slack_strings(slack, "mrkdwn"):
         for markup in SLACK_MARKUP.findall(text):
             assert re.fullmatch(r"<(https?://[^|<>\s]+|!date\^-?\d+\^[^|<>]+)\|[^<>]*>", markup), markup
         assert "<" not in SLACK_MARKUP.sub("", text), "an incomplete link"
@@ -224,14 +177,6 @@ def test_every_event_renders_to_a_valid_message_without_injected_markup(event: E
 def _fact_values(card: Any) -> list[str]:
     """The texts of the built-in card that Teams reads as Markdown."""
     return [fact["value"] for part in card["body"] if part["type"] == "FactSet" for fact in part["facts"]]
-
-
-def _strings(node: Any, kind: str) -> list[str]:
-    """The texts of that type in a Slack message, and its top-level text."""
-    if isinstance(node, dict):
-        own = [node["text"]] if node.get("type") == kind or ("attachments" in node and "text" in node) else []
-        return own + [text for value in node.values() for text in _strings(value, kind)]
-    return [text for value in node for text in _strings(value, kind)] if isinstance(node, list) else []
 
 
 def test_an_event_with_the_required_fields_only_renders_without_gaps() -> None:
