@@ -63,7 +63,7 @@ class Templates(NamedTuple):
     def of_summaries(self) -> Templates:
         """The templates of the same channel's digests and summaries.
 
-        A channel with a document for events alone shows digests by this document, in whose variables the digest is told.
+        If a channel has a document for events alone, this document shows digests too (`summary_context`).
         """
         *events, _ = self.documents
         default = f"{DEFAULT_DOCUMENT.partition('/')[0]}/{SUMMARY_DOCUMENT}"

@@ -22,6 +22,7 @@ from dispatcher.rendering.times import duration_of, time_of
 
 UNKNOWN_LAUNCH_PLAN = "unknown launch plan"
 LONGEST_CAUSE = 200
+LONGEST_REASON = 300
 _MINUTE = timedelta(minutes=1)
 _WORDS = {Phase.FAILED: "failed", Phase.TIMED_OUT: "timed out", Phase.ABORTED: "aborted", Phase.SUCCEEDED: "succeeded"}
 """The phases of members in words, the worst first."""
@@ -82,7 +83,6 @@ def summary_context(
         since=time_of(summary.since, zone),
         until=time_of(summary.until, zone),
         number=summary.number,
-        causes=len({group.cause for group in summary.groups if group.cause}),
         groups=groups,
         more=summary.number - summary.notices - listed,
         resolved=summary.resolved,
@@ -160,7 +160,7 @@ def _when(summary: Summary) -> str:
 
 
 def _why(summary: Summary) -> str:
-    by = one_line(summary.by)
+    by = cut(one_line(summary.by), LONGEST_REASON)
     match summary.reason:
         case HoldReason.DIGEST:
             return "many messages in a short time"

@@ -1,4 +1,4 @@
-"""What templates get of a digest or summary. In a message about an event, all of it is empty."""
+"""The variables of templates about a digest or summary. They are empty in a message about an event."""
 
 from __future__ import annotations
 
@@ -67,8 +67,6 @@ class SummaryFacts:
     """Until when members were held back."""
     number: int = 0
     """How many members there are."""
-    causes: int = 0
-    """How many different causes `groups` has."""
     groups: tuple[GroupFacts, ...] = ()
     """The largest groups of members, as many as fit."""
     more: int = 0

@@ -34,6 +34,7 @@ from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.model.retry import RetryPolicy
+from dispatcher.model.summary import Summary
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from tests.support.builders import NOW, SECOND, a_delivery, a_digest, an_event, members_of, some_contacts
@@ -499,6 +500,33 @@ async def test_what_follows_from_a_digests_outcome_is_planned_without_an_event(l
     ]
     assert (notice.event, notice.tells_of, notice.recipients) == ("", again.key, ("oncall@x.com",))
     assert notice.reason == "#dev-alerts could not be notified through slack: is_archived"
+
+
+async def test_a_digest_and_a_notice_about_it_are_rendered_from_its_members(ledger: Ledger) -> None:
+    def render_summary(channel: str, summary: Summary, *, undelivered: str = "", **_: Any) -> Content:
+        (group,) = summary.groups
+        return {"text": f"{channel}: {summary.number} of {group.launch_plan} {undelivered}"}
+
+    contents = Contents(lambda *_, **__: {"text": "an event"}, render_summary=render_summary)
+    planner = Planner(
+        addresses={"email": str.lower, "slack": str},
+        fallbacks={},
+        contacts=ON_CALL,
+        fallback_recipients={"slack": ["oncall"]},
+    )
+    now = SystemClock().now()
+    digest = a_digest(created_at=now, due_at=now)
+    await record_digest(ledger, digest, *members_of(digest, 3), now=now)
+    slack, email = ScriptedChannel(lambda _: Never("is_archived")), ScriptedChannel(lambda _: RECEIPT)
+    await deliver_due(a_worker(ledger, slack, planner=planner, contents=contents))
+    await deliver_due(a_worker(ledger, email, name="email", planner=planner, contents=contents))
+    told = "3 of flytesnacks/production/train.daily"
+    assert [one.content["text"] for one in slack.sent] == [f"slack: {told} "]
+    why = "#dev-alerts could not be notified through slack: is_archived"
+    assert [one.content["text"] for one in email.sent] == [f"email: {told} {why}"]
+    stored = await ledger.history.delivery(digest.key)
+    assert stored is not None
+    assert stored.delivery.content == slack.sent[0].content
 
 
 async def record_success(ledger: Ledger, name: str, started_at: datetime) -> None:

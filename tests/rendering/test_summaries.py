@@ -28,8 +28,12 @@ from dispatcher.rendering.template_set import TemplateSet
 from tests.support.builders import NOW
 from tests.support.messages import SLACK_MARKUP, Tags, check_snapshots, hostile_text, names, slack_strings
 
-LINKED = {"console_url": "https://flyte.example.com/console", "dispatcher_url": "https://notify.example.com/flyte"}
-RENDERER = Renderer(CHANNEL_TYPES, timezone=ZoneInfo("Europe/Berlin"), **LINKED)
+RENDERER = Renderer(
+    CHANNEL_TYPES,
+    timezone=ZoneInfo("Europe/Berlin"),
+    console_url="https://flyte.example.com/console",
+    dispatcher_url="https://notify.example.com/flyte",
+)
 DIGEST = sample_summary(HoldReason.DIGEST)
 
 
@@ -94,29 +98,25 @@ def test_a_digest_lists_as_much_as_fits() -> None:
     assert html.count('class="link"') == EXTENTS[2].groups * EXTENTS[2].executions
 
 
-groups = st.builds(
-    lambda place, plan, phase, cause, number, listed: Group(
-        launch_plan="/".join((*place, plan)) if plan else "",
-        phase=phase,
+@st.composite
+def groups(draw: Any) -> Group:
+    place, plan, cause = f"{draw(names)}/{draw(names)}", draw(names | st.just("")), draw(hostile_text)
+    executions = [f"{place}/{name}" for name in draw(st.lists(names, min_size=1, max_size=MAX_LISTED))]
+    return Group(
+        launch_plan=f"{place}/{plan}" if plan else "",
+        phase=draw(st.sampled_from(sorted(TERMINAL))),
         cause="v1:1" if cause else "",
         cause_name=cause,
-        number=number + len(listed),
+        number=draw(st.integers(0, 5000)) + len(executions),
         first_at=NOW - timedelta(hours=1),
         last_at=NOW,
-        executions=["/".join((*place, name)) for name in listed],
-    ),
-    st.tuples(names, names),
-    names | st.just(""),
-    st.sampled_from(sorted(TERMINAL)),
-    hostile_text,
-    st.integers(0, 5000),
-    st.lists(names, min_size=1, max_size=MAX_LISTED),
-)
+        executions=executions,
+    )
 
 
 @st.composite
 def summaries(draw: Any) -> Summary:
-    found = draw(st.lists(groups, max_size=12))
+    found = draw(st.lists(groups(), max_size=12))
     more, notices = draw(st.integers(0, 9)), draw(st.integers(0, 9))
     return Summary(
         key="0123456789abcdef",
