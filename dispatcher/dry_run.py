@@ -13,6 +13,7 @@ from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.nearest import nearest
 from dispatcher.planning.planner import Planner
+from dispatcher.rendering.cause import cause_of
 from dispatcher.rules import AdminExecution, Decision, Rule, RuleBook, UnknownExecution, decide, decides_itself
 from dispatcher.rules.key_tests import joined
 from dispatcher.rules.owners import OWNER
@@ -163,8 +164,16 @@ class DryRun:
         if not event.phase.terminal:
             verdict, reason = NOT_TERMINAL, "only terminal events cause notifications"
         planned = self.planner.plan(event, decision.matched, now=self.clock.now())
+        cause = cause_of(event)
         return Explanation(
-            event={**shown, "verdict": verdict, "reason": reason, "rules_version": book.version},
+            event={
+                **shown,
+                "verdict": verdict,
+                "reason": reason,
+                "rules_version": book.version,
+                "cause": cause.fingerprint,
+                "cause_name": cause.name,
+            },
             rules=[rule.as_data() for rule in decision.considered],
             deliveries=[_planned_data(delivery) for delivery in planned],
             disabled_by=decision.disabled_by,

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from dispatcher.ledger import Action, Attempt, Filter, Ledger, Rejected, StoredDelivery, StoredEvent
+from dispatcher.ledger.causes import CountedCause
 from dispatcher.ledger.records import EventSummary, RejectedSummary
 from dispatcher.model.delivery import SUMMARIES, Kind, RuleRef
 from dispatcher.model.event import ExecutionId
@@ -82,6 +83,8 @@ def _explanation(stored: StoredEvent, shown: Sequence[tuple[StoredDelivery, dict
             "position": stored.position,
             "recorded_at": stored.recorded_at,
             "rules_version": stored.rules_version,
+            "cause": stored.cause,
+            "cause_name": stored.cause_name,
         },
         rules=stored.considered,
         deliveries=[data for _, data in sorted(shown, key=order)],
@@ -172,6 +175,12 @@ def event_data(summary: EventSummary) -> dict[str, Any]:
     data = {field.name: getattr(summary, field.name) for field in fields(summary) if field.name not in execution}
     data["deliveries"] = {str(state): number for state, number in summary.deliveries.items()}
     return {"key": data.pop("key"), "execution": execution, **data}
+
+
+def cause_data(counted: CountedCause) -> dict[str, Any]:
+    """Return a cause with its number of executions in the form that `--json` prints."""
+    project, domain, name = counted.newest.split("/")
+    return {**asdict(counted), "newest": {"project": project, "domain": domain, "name": name}}
 
 
 async def delivery_with_history(ledger: Ledger, stored: StoredDelivery, *, now: datetime) -> dict[str, Any]:

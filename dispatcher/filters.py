@@ -5,6 +5,7 @@ A mistake in a filter is a ValidationError or a ValueError whose message is a se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
@@ -50,6 +51,13 @@ def _execution(text: str) -> str:
     return text
 
 
+def _cause(text: str) -> str:
+    """Return the text of a fingerprint. Raises ValueError for anything else, such as a cause's name."""
+    if not re.fullmatch(r"v\d+:[0-9a-f]{16}", text):
+        raise ValueError(f"a cause is given by its fingerprint, such as v1:5f0c2a9d81e4b637, not by {text!r}")
+    return text
+
+
 _State = Annotated[State, _one_of("state", State)]
 _Phase = Annotated[Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"], _one_of("terminal phase", sorted(TERMINAL))]
 _Verdict = Annotated[
@@ -60,6 +68,7 @@ _Verdict = Annotated[
 
 _Text = Annotated[str, Field(min_length=1, max_length=800, pattern=r"^[^\x00-\x1f\x7f]+$")]
 _Execution = Annotated[_Text, AfterValidator(_execution)]
+_Cause = Annotated[_Text, AfterValidator(_cause)]
 _LaunchPlan = Annotated[
     str,
     Field(
@@ -99,6 +108,7 @@ class Criteria(_Parameters):
     domain: _Text | None = None
     phase: _Phase | None = None
     verdict: _Verdict | None = None
+    cause: Annotated[_Cause | None, Field(description="The fingerprint of the executions' cause.")] = None
     execution: Annotated[_Execution | None, Field(description="`project/domain/name`, or only the name.")] = None
     included_in: Annotated[
         str | None,
@@ -133,6 +143,23 @@ class Search(Criteria, PageParameters):
 
     def wanted(self, *, now: datetime, states: frozenset[State] = frozenset()) -> Filter:
         return super().wanted(now=now, states=states or frozenset(self.state))
+
+
+class CauseSearch(_Parameters):
+    """Selects the failed executions that are counted by their cause."""
+
+    launch_plan: _LaunchPlan | None = None
+    project: _Text | None = None
+    domain: _Text | None = None
+    phase: _Phase | None = None
+    since: TimeArgument | None = None
+    until: TimeArgument | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE, description="Maximum number of causes.")] = 50
+
+    def wanted(self, *, now: datetime) -> Filter:
+        """Return the filter for the ledger. Raises ValueError if `since` or `until` is not a valid time."""
+        given = self.model_dump(exclude={"limit"}, exclude_none=True)
+        return Criteria.model_validate(given).wanted(now=now)
 
 
 class LaunchPlanQuestion(_Parameters):

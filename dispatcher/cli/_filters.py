@@ -32,6 +32,9 @@ OPTIONS: Mapping[str, Any] = {
     "domain": Annotated[str | None, _option("domain", "Only executions of this domain.")],
     "phase": Annotated[str | None, _option("phase", "Only executions that ended in this phase.", PHASES)],
     "verdict": Annotated[str | None, _option("verdict", "Only this decision about the event.", VERDICTS)],
+    "cause": Annotated[
+        str | None, _option("cause", "Only executions that failed for this cause: its fingerprint, such as v1:5f0c….")
+    ],
     "execution": Annotated[
         str | None, _option("execution", "Only this execution: project/domain/name, or only the name.")
     ],

@@ -9,12 +9,13 @@ import typer
 from dispatcher.cli._filters import Filters, refuse_unknown_names, with_filters, write_rest
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, Limit
-from dispatcher.cli._output import when_text, write_json, write_table
+from dispatcher.cli._output import time_text, when_text, write_json, write_line, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dispatcher.ledger import Ledger
+    from dispatcher.ledger.causes import CountedCause
     from dispatcher.ledger.records import EventSummary, Page
     from dispatcher.model.delivery import State
 
@@ -43,7 +44,7 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
         write_json([event_data(entry) for entry in page.entries])
     else:
         write_table(
-            ("EXECUTION", "PHASE", "LAUNCH PLAN", "OCCURRED", "DELIVERIES", "REASON"),
+            ("EXECUTION", "PHASE", "LAUNCH PLAN", "OCCURRED", "DELIVERIES", "CAUSE", "REASON"),
             [
                 (
                     f"{entry.project}/{entry.domain}/{entry.name}",
@@ -51,6 +52,7 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
                     entry.launch_plan,
                     when_text(entry.occurred_at, now=now),
                     _counts(entry.deliveries),
+                    entry.cause_name,
                     entry.reason,
                 )
                 for entry in page.entries
@@ -58,6 +60,48 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
             head=2,
         )
     write_rest(page, limit)
+
+
+@executions.command()
+@with_filters(without=frozenset({"state", "channel", "recipient", "verdict", "cause", "execution", "included_in"}))
+def causes(filters: Filters, config: Config = None, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """Count failed executions by their cause, the most frequent cause first. The option --cause of the lists of
+    executions and deliveries selects those of one cause.
+    """
+    from dispatcher.clock import SystemClock
+    from dispatcher.explain import cause_data
+
+    wanted, now = filters.wanted(), SystemClock().now()
+
+    async def find(ledger: Ledger) -> Page[CountedCause]:
+        page = await ledger.causes.most_frequent(wanted, limit=limit)
+        if not page.entries:
+            await refuse_unknown_names(ledger, wanted)
+        return page
+
+    page = with_ledger(config, find)
+    if as_json:
+        write_json([cause_data(entry) for entry in page.entries])
+    else:
+        write_table(
+            ("CAUSE", "NUMBER", "NAME", "FIRST", "LAST", "NEWEST EXECUTION"),
+            [
+                (
+                    entry.cause,
+                    entry.number,
+                    entry.cause_name,
+                    when_text(entry.first_at, now=now),
+                    when_text(entry.last_at, now=now),
+                    entry.newest,
+                )
+                for entry in page.entries
+            ],
+        )
+    if page.after is not None:
+        write_line(
+            f"only executions since {time_text(page.after.at)} UTC were counted; --since and --until count others",
+            err=True,
+        )
 
 
 def _counts(deliveries: Mapping[State, int]) -> str:

@@ -203,6 +203,7 @@ def _print_event(explanation: Explanation) -> None:
             ("parent", _path(event.get("parent"))),
             ("labels", ", ".join("=".join(label) for label in (event.get("labels") or {}).items())),
             ("error", summarize((event.get("error") or {}).get("message", "")).summary),
+            ("cause", " ".join(filter(None, (event.get("cause"), event.get("cause_name"))))),
             ("recorded", _time(event.get("recorded_at"))),
             ("received", _time(event.get("received_at"))),
             ("position", event.get("position")),

@@ -166,7 +166,7 @@ async def _notified(connection: AsyncConnection, recorded: Sequence[StoredEvent]
         for row in await connection.execute(query):
             one = known[row.event]
             matched = {(rule["name"], rule["defined_at"]) for rule in one.considered if rule["matched"]}
-            joined = row.kind is Kind.NOTIFICATION or not matched.isdisjoint(cause.rule for cause in row.rules)
+            joined = row.kind is Kind.NOTIFICATION or not matched.isdisjoint(ref.rule for ref in row.rules)
             if joined and row.created_at <= one.recorded_at:
                 found[row.event].update((row.channel, address) for address in row.addresses)
     return found

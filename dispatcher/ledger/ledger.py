@@ -14,6 +14,7 @@ from channels.contract import Content, Thread
 from dispatcher.holding.silences import LONGEST
 from dispatcher.ledger import actions, claim, record, retention
 from dispatcher.ledger.canned import rehearse
+from dispatcher.ledger.causes import Causes
 from dispatcher.ledger.checkpoints import Checkpoints
 from dispatcher.ledger.closing import OpenDigests
 from dispatcher.ledger.engine import TIMEOUT, Database, RollBack
@@ -72,6 +73,7 @@ class Ledger:
         self.history = History(self._database)
         self.queries = Queries(self._database)
         self.names = Names(self._database)
+        self.causes = Causes(self._database)
         self.rejected = RejectedMessages(self._database)
         self.checkpoints = Checkpoints(self._database)
         self.refusals = Refusals(self._database)

@@ -25,7 +25,7 @@ class Names:
     async def unknown(self, wanted: Filter) -> Mapping[str, frozenset[str]]:
         """Return the known names of each kind whose name in the filter is unknown.
 
-        Kinds: `channel`, `recipient`, `launch_plan`, `project` and `domain`. Names are compared without regard to case
+        Kinds: `channel`, `recipient`, `launch_plan`, `project`, `domain` and `cause`. Names are compared without regard to case
         only where the filter does.
         """
         newest = select(events).order_by(events.c.recorded_at.desc()).limit(MAX_EVENTS).subquery("newest")
@@ -36,6 +36,7 @@ class Names:
             "launch_plan": select(newest.c.launch_plan).distinct(),
             "project": select(newest.c.project).distinct(),
             "domain": select(newest.c.domain).distinct(),
+            "cause": select(newest.c.cause).distinct(),
         }
         found: dict[str, frozenset[str]] = {}
         async with self._database.reading() as connection:
@@ -52,6 +53,7 @@ class Names:
 
 
 _EXACT = {
+    "cause": lambda name: select(events.c.key).where(events.c.cause == name),
     "launch_plan": lambda name: select(events.c.key).where(of_launch_plan(events.c.launch_plan, name)),
     "recipient": lambda name: select(delivery_recipients.c.delivery).where(
         delivery_recipients.c.recipient == lower(name)

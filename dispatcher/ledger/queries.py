@@ -198,12 +198,13 @@ class Queries:
         """Find what a search text may mean, such as a delivery or a launch plan. Returns one match of each kind.
 
         The result maps each kind that has a match to the key, name or id of the match. Kinds: `delivery`, `execution`,
-        `launch_plan`, `recipient`, `rejected`.
+        `launch_plan`, `cause`, `recipient`, `rejected`.
         """
         queries = {
             "delivery": _by_key_prefix(text),
             "execution": select(events.c.key).where(*of_execution(text)),
             "launch_plan": select(events.c.launch_plan).where(of_launch_plan(events.c.launch_plan, text)),
+            "cause": select(events.c.cause).where(events.c.cause == text),
             "recipient": select(delivery_recipients.c.recipient).where(delivery_recipients.c.recipient == lower(text)),
             "rejected": select(rejected.c.id).where(rejected.c.id == text),
         }

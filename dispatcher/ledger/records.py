@@ -285,6 +285,8 @@ class Filter:
     domain: str | None = None
     phase: str | None = None
     verdict: str | None = None
+    cause: str | None = None
+    """The fingerprint of the events' cause."""
     since: datetime | None = None
     """Selects deliveries that were created, or events that were recorded, at this time or later."""
     until: datetime | None = None
@@ -341,6 +343,9 @@ class EventSummary:
     recorded_at: datetime
     verdict: str
     reason: str
+    cause: str
+    """The fingerprint of the error; empty if the event has no error."""
+    cause_name: str
     deliveries: Mapping[State, int]
 
 

@@ -28,8 +28,8 @@ KEY_LENGTH = 32
 def conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     """Return the SQL conditions for all parts of the filter, on the table `deliveries`.
 
-    They are for statements that need all such deliveries. The deliveries of a recipient and of a launch plan are subqueries,
-    so that the database reads those once, and does not look at each delivery in a state.
+    They are for statements that need all such deliveries. The deliveries of a recipient, a launch plan and a cause are
+    subqueries, so that the database reads those once, and does not look at each delivery in a state.
     """
     limits = [*_key_conditions(wanted)]
     limits += between(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
@@ -38,9 +38,9 @@ def conditions(wanted: Filter) -> list[ColumnElement[bool]]:
         limits.append(
             deliveries.c.key.in_(select(entries.delivery).where(entries.recipient == lower(wanted.recipient)))
         )
-    if wanted.launch_plan is not None:
+    if wanted.launch_plan is not None or wanted.cause is not None:
         limits.append(deliveries.c.event.in_(select(events.c.key).where(*_on_event(wanted, events.c))))
-        wanted = replace(wanted, launch_plan=None, project=None, domain=None, phase=None, verdict=None)
+        wanted = replace(wanted, launch_plan=None, project=None, domain=None, phase=None, verdict=None, cause=None)
     return [*limits, *delivery_conditions(replace(wanted, recipient=None), deliveries.c)]
 
 
@@ -51,8 +51,8 @@ def newest_events(wanted: Filter, after: Cursor | None, max_rows: int) -> Select
     query = select(*columns, at.label("at")).where(*between(at, events.c.key, wanted.since, wanted.until, after))
     if wanted.execution is not None:
         query = query.where(*of_execution(wanted.execution))
-    elif wanted.launch_plan is not None:
-        query = query.where(of_launch_plan(events.c.launch_plan, wanted.launch_plan))
+    elif (indexed := _by_index_on_events(wanted)) is not None:
+        query = query.where(indexed)
     return query.order_by(at.desc(), events.c.key.desc()).limit(max_rows)
 
 
@@ -60,8 +60,8 @@ def events_by_one_index(wanted: Filter) -> bool:
     """True if one index covers all conditions on events, so that the first rows of the index are the page."""
     others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict)
     on_delivery = (wanted.channel, wanted.recipient, wanted.included_in)
-    few = wanted.execution is not None and wanted.launch_plan is not None
-    return not few and not wanted.states and not any(one is not None for one in (*others, *on_delivery))
+    several = [wanted.execution, wanted.launch_plan, wanted.cause].count(None) < 2
+    return not several and not wanted.states and not any(one is not None for one in (*others, *on_delivery))
 
 
 def event_conditions(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
@@ -90,14 +90,22 @@ def newest_deliveries(wanted: Filter, after: Cursor | None, max_rows: int) -> Se
             delivery_recipients, delivery_recipients.c.delivery == deliveries.c.key
         )
         query = query.where(delivery_recipients.c.recipient == lower(wanted.recipient))
-    elif wanted.launch_plan is not None and not (wanted.states and State.SENT not in wanted.states):
+    elif (indexed := _by_index_on_events(wanted)) is not None and (not wanted.states or State.SENT in wanted.states):
         at, key = events.c.recorded_at, deliveries.c.key
-        query = select(deliveries, at.label("at")).join(events, events.c.key == deliveries.c.event)
-        query = query.where(of_launch_plan(events.c.launch_plan, wanted.launch_plan))
+        query = select(deliveries, at.label("at")).join(events, events.c.key == deliveries.c.event).where(indexed)
     else:
         return _by_state(wanted, after, max_rows)
     query = query.where(*between(at, key, wanted.since, wanted.until, after))
     return query.order_by(at.desc(), key.desc()).limit(max_rows)
+
+
+def _by_index_on_events(wanted: Filter) -> ColumnElement[bool] | None:
+    """Return the condition on events that an index sorted by `recorded_at` covers; None if there is none."""
+    if wanted.cause is not None:
+        return events.c.cause == wanted.cause
+    if wanted.launch_plan is not None:
+        return of_launch_plan(events.c.launch_plan, wanted.launch_plan)
+    return None
 
 
 def _by_state(wanted: Filter, after: Cursor | None, max_rows: int) -> Select[Any]:
@@ -210,8 +218,8 @@ def deliveries_by_one_index(wanted: Filter) -> bool:
     """True if one index covers all conditions on deliveries, so that the first rows of the index are the page."""
     others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel, wanted.unleased_at)
     few = wanted.execution is not None or bool(wanted.keys) or wanted.included_in is not None
-    given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
-    return others.count(None) == len(others) and sum(given) <= 1
+    given = (wanted.recipient, wanted.launch_plan, wanted.cause, wanted.states or None, few or None)
+    return others.count(None) == len(others) and given.count(None) >= len(given) - 1
 
 
 def delivery_conditions(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
@@ -226,7 +234,7 @@ def delivery_conditions(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
 
 def _on_event(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
     """Return the conditions on the columns of an event."""
-    names = ("project", "domain", "phase", "verdict")
+    names = ("project", "domain", "phase", "verdict", "cause")
     limits = [row[name] == value for name in names if (value := getattr(wanted, name)) is not None]
     if wanted.launch_plan is not None:
         limits.append(of_launch_plan(row.launch_plan, wanted.launch_plan))

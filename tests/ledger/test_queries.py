@@ -36,7 +36,7 @@ BUFFERS = 160_000
 event whose three deliveries are compared with a recipient fifteen."""
 BIG = ("deliveries", "events", "delivery_recipients", "attempts", "rejected")
 DEAD = frozenset({State.DEAD})
-NAMES: Any = dict.fromkeys(("project", "domain", "launch_plan", "channel", "recipient"), "none")
+NAMES: Any = dict.fromkeys(("project", "domain", "launch_plan", "cause", "channel", "recipient"), "none")
 Query = Callable[[Ledger], Awaitable[Any]]
 
 
@@ -80,6 +80,10 @@ QUERIES: dict[str, Query] = {
     "rare launch plan": deliveries(launch_plan="rare"),
     "launch plan, dead": deliveries(launch_plan="plan-7", states=DEAD),
     "launch plan, channel, recipient": deliveries(launch_plan="plan-7", channel="email", recipient="team-7"),
+    "cause": deliveries(cause="v1:9"),
+    "rare cause": deliveries(cause="v1:rare"),
+    "cause, dead": deliveries(cause="v1:9", states=DEAD),
+    "cause, launch plan": deliveries(cause="v1:9", launch_plan="plan-9"),
     "project, phase, verdict": deliveries(project="other", phase="FAILED", verdict="matched"),
     "execution": deliveries(execution="p/d/e4711"),
     "execution's name": deliveries(execution="e4711"),
@@ -88,9 +92,16 @@ QUERIES: dict[str, Query] = {
     "count dead": count(),
     "count dead of a recipient": count(recipient="team-7"),
     "count dead of a launch plan": count(launch_plan="plan-7"),
+    "count dead of a cause": count(cause="v1:9"),
     "reasons": lambda ledger: ledger.queries.reasons(Filter(states=DEAD), limit=10),
     "executions": events(),
     "executions of a launch plan": events(launch_plan="plan-7"),
+    "executions of a cause": events(cause="v1:9"),
+    "executions of a rare cause and a project": events(cause="v1:rare", project="other"),
+    "causes": lambda ledger: ledger.causes.most_frequent(Filter(), limit=50),
+    "causes of a launch plan in a time": lambda ledger: ledger.causes.most_frequent(
+        Filter(launch_plan="plan-9", since=BEGIN, until=NOW), limit=50
+    ),
     "executions by verdict": events(verdict="disabled"),
     "executions of a project": events(project="other", phase="FAILED"),
     "executions with a rare recipient": events(recipient="rare"),
@@ -106,7 +117,7 @@ QUERIES: dict[str, Query] = {
     "one delivery": lambda ledger: ledger.history.delivery("0" * 28 + "0001"),
     "history": lambda ledger: ledger.history.attempts("0" * 28 + "0001"),
     "actions": lambda ledger: ledger.history.actions("0" * 28 + "0001"),
-    **{f"identify {text}": identify(text) for text in ("e7", "p/d/e7", "rare", "0" * 28 + "f4")},
+    **{f"identify {text}": identify(text) for text in ("e7", "p/d/e7", "rare", "v1:9", "0" * 28 + "f4")},
 }
 
 

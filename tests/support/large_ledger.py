@@ -16,6 +16,7 @@ BEGIN = datetime.fromtimestamp(1763600000, UTC)
 
 _MAIL = '{"subject": "failed", "text": "It failed.", "html": "<p>It failed.</p>"}'
 _FACTS = """'{"execution": {"project": "p", "domain": "d", "name": "e' || i || '"}, "phase": "FAILED", "occurredAt": 1763600000}'"""
+_CAUSE = "CASE WHEN i % 10007 = 0 THEN 'v1:rare' WHEN i % 3 = 0 THEN 'v1:' || (i % 60) END"
 _SQLITE = (
     """
     CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < :events - 1)
@@ -24,10 +25,11 @@ _SQLITE = (
     f"INSERT INTO contents VALUES ('c', CAST('{_MAIL}' AS BLOB))",
     f"""
     INSERT INTO events (key, project, domain, name, phase, launch_plan, occurred_at, recorded_at, position, verdict, reason,
-      facts, considered)
+      facts, considered, cause, cause_name)
     SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
       CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched',
-      '1 rule matched', CAST({_FACTS} AS BLOB), CAST('[]' AS BLOB) FROM n
+      '1 rule matched', CAST({_FACTS} AS BLOB), CAST('[]' AS BLOB),
+      {_CAUSE}, 'ValueError: bad' FROM n
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rules, state, reason, attempt, in_doubt,
@@ -62,10 +64,11 @@ _POSTGRES = (
     f"INSERT INTO contents VALUES ('c', convert_to('{_MAIL}', 'UTF8'))",
     f"""
     INSERT INTO events (key, project, domain, name, phase, launch_plan, occurred_at, recorded_at, position, verdict, reason,
-      facts, considered)
+      facts, considered, cause, cause_name)
     SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
       CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched',
-      '1 rule matched', convert_to({_FACTS}, 'UTF8'), convert_to('[]', 'UTF8') FROM n
+      '1 rule matched', convert_to({_FACTS}, 'UTF8'), convert_to('[]', 'UTF8'),
+      {_CAUSE}, 'ValueError: bad' FROM n
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rules, state, reason, attempt, in_doubt,

@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from dispatcher.clock import Clock
 from dispatcher.dry_run import DryRun
-from dispatcher.explain import delivery_data, delivery_with_history, event_data, explanations
-from dispatcher.filters import LaunchPlanQuestion, RejectedSearch, RouteSearch, Search, unknown_names
+from dispatcher.explain import cause_data, delivery_data, delivery_with_history, event_data, explanations
+from dispatcher.filters import CauseSearch, LaunchPlanQuestion, RejectedSearch, RouteSearch, Search, unknown_names
 from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.ledger.records import Activity, Page
 from dispatcher.model.event import ExecutionId
@@ -125,6 +125,16 @@ class Api:
                 endpoint=self._executions,
                 response=models.Executions,
                 query=Search,
+            ),
+            Operation(
+                method="GET",
+                path="/causes",
+                name="listCauses",
+                summary="The most frequent causes of failed executions, with their number.",
+                scope=read,
+                endpoint=self._causes,
+                response=models.Causes,
+                query=CauseSearch,
             ),
             Operation(
                 method="GET",
@@ -283,6 +293,13 @@ class Api:
         wanted, after = _parsed(lambda: (search.wanted(now=self._clock.now()), search.cursor))
         page = await self._ledger.queries.events(wanted, limit=search.limit, after=after)
         return models.Executions.of(page, event_data, await self._hints(page, wanted))
+
+    async def _causes(self, request: ApiRequest) -> BaseModel:
+        search: CauseSearch = request.query
+        wanted = _parsed(lambda: search.wanted(now=self._clock.now()))
+        page = await self._ledger.causes.most_frequent(wanted, limit=search.limit)
+        since = page.after.at if page.after is not None else None
+        return models.Causes.model_validate({"causes": [cause_data(one) for one in page.entries], "since": since})
 
     async def _explain(self, request: ApiRequest) -> BaseModel:
         path = {name: request.path[name] for name in ("project", "domain", "name")}

@@ -143,7 +143,29 @@ class TerminalEvent(_Response):
     recorded_at: datetime
     verdict: str
     reason: str
+    cause: Annotated[str, Field(description="The fingerprint of its error; empty if it has no error.")]
+    cause_name: Annotated[str, Field(description="A short name of the cause.")]
     deliveries: Mapping[State, int]
+
+
+class Cause(_Response):
+    """Why executions failed, and how many failed so."""
+
+    cause: Annotated[str, Field(description="The fingerprint; `cause` of a search for executions selects them.")]
+    cause_name: Annotated[str, Field(description="A short name.")]
+    number: int
+    first_at: datetime
+    last_at: Annotated[datetime, Field(description="When the last of these executions ended.")]
+    newest: Annotated[Execution, Field(description="The execution that was recorded last.")]
+
+
+class Causes(_Response):
+    """The causes of failed executions, the most frequent first."""
+
+    causes: Sequence[Cause]
+    since: Annotated[
+        datetime | None, Field(description="Executions that were recorded before this time were not counted.")
+    ]
 
 
 class Owner(_Response):

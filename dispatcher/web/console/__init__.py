@@ -41,6 +41,7 @@ def routes(console: Console) -> list[BaseRoute]:
         ("/deliveries/{key}", read, delivery.get, "GET"),
         ("/deliveries/{key}/html", read, delivery.message, "GET"),
         ("/executions", read, executions.get, "GET"),
+        ("/executions/causes", read, executions.causes, "GET"),
         ("/executions/{project}/{domain}/{name}", read, execution.get, "GET"),
         ("/health", read, health.get, "GET"),
         *((f"/{name}", operate, partial(change.get, what), "GET") for what, name in change.PAGES.items()),

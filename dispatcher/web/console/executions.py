@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher.filters import Search, unknown_names
+from dispatcher.filters import CauseSearch, Search, unknown_names
 from dispatcher.ledger.records import Page
 from dispatcher.web.console.base import Console, channel_choices, read_query
 
@@ -48,4 +48,34 @@ async def get(console: Console, request: Request) -> Response:
         newest=console.url("executions", **query) if search.after else None,
         channels=channel_choices(console, search),
         quick=[(name, console.url("executions", **fields), fields == query) for name, fields in _QUICK],
+    )
+
+
+_QUICK_CAUSES = tuple(
+    (f"Last {name}", {"since": since}) for name, since in (("hour", "1h"), ("24 hours", "24h"), ("7 days", "7d"))
+)
+
+
+async def causes(console: Console, request: Request) -> Response:
+    """Show the most frequent causes of failed executions, with their numbers."""
+    search, problem = read_query(CauseSearch, request)
+    page: Page[Any] = Page([], None)
+    try:
+        wanted = search.wanted(now=console.clock.now())
+    except ValueError as error:
+        problem = problem or str(error)
+    if not problem:
+        page = await console.ledger.causes.most_frequent(wanted, limit=search.limit)
+    query = search.model_dump(exclude_defaults=True, mode="json")
+    return console.render(
+        request,
+        "causes.html.j2",
+        status=400 if problem else 200,
+        problem=problem,
+        page=page,
+        query={name: value for name, value in query.items() if name != "limit"},
+        quick=[
+            (name, console.url("executions", "causes", **query | fields), fields["since"] == search.since)
+            for name, fields in _QUICK_CAUSES
+        ],
     )

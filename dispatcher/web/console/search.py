@@ -30,6 +30,8 @@ def _link(console: Console, kind: str, key: str, text: str) -> tuple[str, str, s
             return "Executions named", console.url("executions", execution=text), text
         case "launch_plan":
             return "Launch plan", console.url("executions", launch_plan=text), text
+        case "cause":
+            return "Cause", console.url("executions", cause=text), text
         case "recipient":
             return "Recipient", console.url("deliveries", recipient=text), text
         case _:
