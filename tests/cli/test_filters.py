@@ -17,6 +17,7 @@ from dispatcher.flyte.encode import Format
 from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import TERMINAL, Phase
+from dispatcher.rendering.cause import cause_of
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 from tests.support.ledger_steps import recorded
 from tests.support.terminal import invoke
@@ -36,10 +37,14 @@ def test_commands_have_an_option_for_each_filter_and_show_every_choice() -> None
         assert sorted(shown.strip("[]").split("|")) == sorted(values)
 
 
+CAUSE = cause_of(an_event(error={"message": "KeyError: 17"})).fingerprint
+
+
 @pytest.fixture
 async def config(tmp_path: Path) -> str:
     """Settings whose ledger holds a failure with two deliveries, one of them dead, and a later success with none."""
-    failed, succeeded = an_event(name="e1", launch_plan=a_launch_plan()), an_event(Phase.SUCCEEDED, name="e2")
+    failed = an_event(name="e1", launch_plan=a_launch_plan(), error={"message": "KeyError: 17"})
+    succeeded = an_event(Phase.SUCCEEDED, name="e2")
     dead = a_delivery(failed, channel="slack", to="#alerts", state=State.DEAD, reason="channel_not_found")
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
         await ledger.record([recorded(a_delivery(failed), dead, event=failed)], [], now=NOW)
@@ -59,6 +64,9 @@ async def test_executions_and_deliveries_are_listed_by_the_same_filters(config: 
         (("--recipient", "#ALERTS", "--project", "flytesnacks", "--domain", "production"), ("e1",), 1),
         (("--launch-plan", "train.daily", "--verdict", "matched"), ("e1",), 2),
         (("--verdict", "no matching rule"), (), 0),
+        (("--cause", CAUSE), ("e1",), 2),
+        (("--cause", CAUSE, "--state", "dead"), ("e1",), 1),
+        (("--cause", CAUSE, "--phase", "succeeded"), (), 0),
         (("--phase", "succeeded", "--since", NOW.isoformat()), ("e2",), 0),
         (("--execution", "e1", "--until", NOW.isoformat()), (), 0),
     )
@@ -80,6 +88,8 @@ async def test_unknown_values_are_refused_with_the_near_ones(config: str) -> Non
         ("--project", "flytesnack"): "there is no project in the ledger 'flytesnack': did you mean flytesnacks?",
         ("--launch-plan", "train.dayly"): "did you mean train.daily?",
         ("--recipient", "dev-teem@example.com"): "did you mean dev-team@example.com?",
+        ("--cause", "KeyError"): "a cause is given by its fingerprint, such as v1:5f0c2a9d81e4b637, not by 'KeyError'",
+        ("--cause", CAUSE.replace(":", ":0")[:-1]): "there is no cause in the ledger",
         ("--since", "soon"): "'soon' is neither a duration like 24h nor a time",
         ("--until", ""): "--until: must not be empty",
     }
@@ -89,6 +99,20 @@ async def test_unknown_values_are_refused_with_the_near_ones(config: str) -> Non
                 answer = await invoke(*command, *given, "--config", config)
                 assert (answer.status, answer.out) == (2, "")
                 assert words in answer.err, given
+
+
+async def test_failures_are_counted_by_cause(config: str) -> None:
+    answer = await invoke("executions", "causes", "--launch-plan", "train.daily", "--config", config)
+    assert answer.out.split() == [
+        *("CAUSE", "NUMBER", "NAME", "FIRST", "LAST", "NEWEST", "EXECUTION"),
+        *(CAUSE, "1", "KeyError:", "...", *(2 * ["2026-11-20", "09:14:21"]), "flytesnacks/production/e1"),
+    ]
+    assert (await invoke("executions", "list", "--cause", CAUSE, "--config", config)).out.count("KeyError: ...") == 1
+    assert f"{CAUSE} KeyError: ..." in (await invoke("explain", "flytesnacks/production/e1", "--config", config)).out
+    assert (
+        json.loads((await invoke("executions", "causes", "--phase", "succeeded", "--json", "--config", config)).out)
+        == []
+    )
 
 
 async def test_a_list_says_how_to_go_on_if_it_does_not_show_everything(config: str) -> None:

@@ -49,6 +49,7 @@ ANSWERS = {
     "Who was notified of this execution, and why?": ("yaml:", TEAM, "sent", "550"),
     "Whose executions have no known owner?": ("0oa1k2v9xQ", "a7unowned", "is not in owners.map"),
     "Which executions failed last night?": ("a7failed", "a7quiet"),
+    "How many reasons do these failures have?": ("FileNotFoundError:", "v1:", "a7quiet"),
     "Why was nobody notified of it?": ("options.disable_notifications is set",),
     "Whose notifications are switched off?": ("a7quiet", "options.disable_notifications"),
     "What did the provider answer?": ("550",),
@@ -130,9 +131,9 @@ async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
         async with serving(folder, settings) as replica, aiohttp.ClientSession() as session:
             config = folder / "dispatcher.yaml"
             for name, options in (("a7failed", None), ("a7quiet", Options(disable_notifications=True))):
-                await publish_event(
-                    session, replica.url, an_event(name=name, launch_plan=a_launch_plan(), options=options)
-                )
+                error = {"message": f"FileNotFoundError: [Errno 2] No such file or directory: '/data/{name}.csv'"}
+                event = an_event(name=name, launch_plan=a_launch_plan(), options=options, error=error)
+                await publish_event(session, replica.url, event)
             unowned = an_event(Phase.ABORTED, name="a7unowned", launch_plan=a_launch_plan(), principal="0oa1k2v9xQ")
             await publish_event(session, replica.url, unowned)
             await publish(session, replica.url, [("content-type", b"application/cloudevents+json")], b"{oops")

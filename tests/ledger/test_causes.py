@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
-from dispatcher.ledger import Filter, Ledger, RecordedEvent
+from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.causes import CountedCause
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
@@ -16,11 +15,6 @@ from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_ev
 from tests.support.ledger_steps import MINUTE, recorded
 
 MESSAGES = ("KeyError: 'a'", "took 3 s", "KeyError: 'a'", "took 4 minutes", "KeyError: 'a'", "")
-
-
-def entry(event: Event) -> RecordedEvent:
-    cause = cause_of(event)
-    return replace(recorded(a_delivery(event), event=event), cause=cause.fingerprint, cause_name=cause.name)
 
 
 @pytest.fixture
@@ -35,7 +29,7 @@ async def failures(ledger: Ledger) -> Sequence[Event]:
         for at, message in enumerate(MESSAGES)
     ]
     for at, event in enumerate([*events, an_event(Phase.SUCCEEDED, name="ok")]):
-        await ledger.record([entry(event)], [], now=NOW + at * SECOND)
+        await ledger.record([recorded(a_delivery(event), event=event)], [], now=NOW + at * SECOND)
     return events
 
 

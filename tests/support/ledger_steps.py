@@ -20,6 +20,7 @@ from dispatcher.ledger import Action, Claim, Deed, Ledger, RecordedEvent, Reject
 from dispatcher.model.delivery import Delivery, Outcome, Sent
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import AdmissionControl, Rate, RateLimit
+from dispatcher.rendering.cause import cause_of
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 from tests.support.service import command
 
@@ -27,8 +28,12 @@ MINUTE = timedelta(minutes=1)
 
 
 def recorded(*deliveries: Delivery, event: Event | None = None) -> RecordedEvent:
+    event = event or an_event()
+    cause = cause_of(event)
     return RecordedEvent(
-        event=event or an_event(),
+        event=event,
+        cause=cause.fingerprint,
+        cause_name=cause.name,
         position="flyte-cloudevents/0@7",
         verdict="matched",
         reason="1 rule matched",

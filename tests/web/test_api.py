@@ -116,6 +116,26 @@ async def test_executions_are_found_by_the_deliveries_that_they_led_to(console: 
         assert [entry["execution"]["name"] for entry in page["entries"]] == names, query
 
 
+async def test_failures_are_counted_by_cause(console: ConsoleServer) -> None:
+    for name in ("one", "two"):
+        await console.finish(name, error={"message": f"no such file: /data/{name}.csv"})
+    await console.finish("fine", Phase.SUCCEEDED)
+    answer = await call(console, "/causes?launch_plan=train.daily&since=1h")
+    (cause,) = answer["causes"]
+    assert (cause["cause_name"], cause["number"], cause["newest"]["name"], answer["since"]) == (
+        "no such file: ...",
+        2,
+        "two",
+        None,
+    )
+    listed = await call(console, f"/executions?cause={cause['cause']}")
+    assert [one["execution"]["name"] for one in listed["entries"]] == ["two", "one"]
+    explained = await call(console, "/executions/flytesnacks/production/one")
+    assert explained["explanations"][0]["event"]["cause"] == cause["cause"]
+    assert (await call(console, "/causes?project=none"))["causes"] == []
+    await call(console, "/causes?since=soon", status=400)
+
+
 async def test_pages_have_every_entry_exactly_once(console: ConsoleServer) -> None:
     for number in range(7):
         await console.finish(f"e{number}", channels=["email", "slack", "teams"])
@@ -493,6 +513,7 @@ async def test_responses_match_the_openapi_document(console: ConsoleServer) -> N
         ("/status", "GET", {}),
         ("/lag", "GET", {}),
         ("/executions", "GET", {}),
+        ("/causes", "GET", {}),
         (
             "/executions/{project}/{domain}/{name}",
             "GET",

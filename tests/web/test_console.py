@@ -85,6 +85,7 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "delivery": f"/console/deliveries/{mail.delivery.key}",
         "dead": f"/console/deliveries/{dead.delivery.key}",
         "executions": "/console/executions",
+        "causes": "/console/executions/causes",
         "execution": f"/console/executions/{failed.project}/{failed.domain}/{failed.name}",
         "redrive": "/console/redrive?channel=slack",
         "send test": "/console/send-test?channel=email&recipient=dev-team%40example.com",
@@ -350,6 +351,7 @@ async def test_markup_in_events_is_escaped_on_every_page(console: ConsoleServer)
         "/console/",
         "/console/deliveries",
         "/console/executions",
+        "/console/executions/causes",
         f"/console/executions/{event.project}/{event.domain}/{quoted(event.name)}",
         "/console/rejected",
         f"/console/rejected/{rejected.id}",
@@ -510,6 +512,8 @@ async def test_the_search_field_leads_to_what_the_text_names(console: ConsoleSer
     assert await found("flytesnacks/production/a7failed") == "/console/executions/flytesnacks/production/a7failed"
     assert await found("#DEV-alerts") == "/console/deliveries?recipient=%23DEV-alerts"
     assert await found(stored.delivery.key[:9]) == f"/console/deliveries/{stored.delivery.key}"
+    (failed,) = (await console.ledger.queries.events(Filter(execution="a7failed"), limit=2)).entries
+    assert await found(failed.cause) == f"/console/executions?cause={quoted(failed.cause)}"
     both = await html(console, "/console/search?q=train.daily")
     assert "Executions named" in both
     assert "Launch plan" in both
@@ -533,6 +537,8 @@ async def test_the_search_field_leads_to_what_the_text_names(console: ConsoleSer
         ("/console/stream?after=x", 400, "not an event id"),
         ("/console/deliveries", 200, "No deliveries yet."),
         ("/console/executions", 200, "No executions yet."),
+        ("/console/executions/causes?since=soon", 400, "neither a duration like 24h"),
+        ("/console/executions/causes?since=24h", 200, "No failed executions."),
         ("/console/redrive", 200, "Nothing to redrive"),
         ("/console/?range=century", 200, "Last 24 hours"),
     ],
