@@ -6,13 +6,15 @@ Each address is one transaction (`ledger/releases.py`). If a replica dies before
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
+from functools import partial
 
 import structlog
 
 from dispatcher.clock import Clock, is_set_within
+from dispatcher.delivering.options import log_fields
 from dispatcher.errors import LedgerUnavailable, SilencesChanged
 from dispatcher.holding.covering import by_quiet_hours, by_silence
 from dispatcher.holding.release import Released
@@ -22,6 +24,8 @@ from dispatcher.ledger.releases import Ended
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
 from dispatcher.model.hold import Hold, Quiet
+from dispatcher.planning.planner import Planner
+from dispatcher.rules import RuleBook
 from dispatcher.rules.silences import CurrentSilences, test_of
 
 log = structlog.get_logger(__name__)
@@ -32,26 +36,19 @@ PAUSE = timedelta(minutes=1)
 """An address whose release has failed waits for this long. The others go on."""
 
 
-def never_quiet(delivery: Delivery, now: datetime) -> Quiet | None:
-    """Return no quiet hours."""
-    del delivery, now
-    return None
-
-
 @dataclass(slots=True, kw_only=True)
 class Releaser:
-    """Releases what silences and quiet hours have held."""
+    """Releases what silences, quiet hours and digests have held."""
 
     ledger: Ledger
     silences: CurrentSilences
+    planner: Planner
+    rules: Callable[[], RuleBook]
+    """Returns the rules that the rule files contain now."""
+    default_zone: tzinfo
+    """The time zone of addresses whose contact has none."""
     clock: Clock
     stopping: asyncio.Event
-    pages: frozenset[str]
-    """The channels whose messages page people (`ChannelType.pages`)."""
-    zone: Callable[[Target], tzinfo]
-    """Returns the time zone of an address."""
-    quiet: Callable[[Delivery, datetime], Quiet | None] = never_quiet
-    """Returns the quiet hours that hold a delivery at a time."""
     wake: Callable[[], None] = lambda: None
     """Called after a release, because deliveries are due."""
     on_failed: Callable[[], None] = lambda: None
@@ -68,31 +65,22 @@ class Releaser:
                 log.warning("waiting for the ledger", component="releaser", reason=str(error))
 
     async def release_due(self) -> None:
-        """Begin silences, release the deliveries whose holds have ended, then close the digests that are due. Raises
-        LedgerUnavailable.
+        """Let silences begin whose time has come, release what is not held any more, and close digests.
 
-        In this order, because a digest tells of what quiet hours release at the same moment.
+        Raises LedgerUnavailable.
         """
         now = self.clock.now()
         await self._begin_silences(now)
         self._paused = {target: until for target, until in self._paused.items() if until > now}
-        for target, keys in (await self.ledger.releases.due(now=now)).items():
-            if target in self._paused:
-                continue
-            try:
-                released = await self._release(target, keys)
-            except SilencesChanged:
-                await self.silences.load()
-                return  # the next round decides by the new silences
-            except LedgerUnavailable:
-                raise
-            except Exception as error:  # noqa: BLE001 - logged, and the other addresses go on
-                self._pause(target, now, error)
-                continue
-            if released is None:
-                return  # another replica is releasing
-            self._log(target, released)
-        await self._close_digests(now)
+        try:
+            for target, keys in (await self.ledger.releases.due(now=now)).items():
+                await self._one(target, partial(self._release, target, keys))
+        except SilencesChanged:
+            await self.silences.load()  # the next round decides by the new silences
+            return
+        # After the releases: a digest tells of what quiet hours release at the same moment.
+        for target in await self.ledger.digests.due(now=now):
+            await self._one(target, partial(self._close, target))
 
     async def _begin_silences(self, now: datetime) -> None:
         """Hold what waits when a planned silence begins, and finish what a command has not finished."""
@@ -104,38 +92,32 @@ class Releaser:
             log.error("a silence could not hold what waits", exc_info=error)
             self.on_failed()
 
-    async def _close_digests(self, now: datetime) -> None:
-        for target in await self.ledger.digests.due(now=now):
-            if target in self._paused:
-                continue
-            try:
-                message = await self.ledger.digests.close(target, lambda one: self.quiet(one, now), now=now)
-            except LedgerUnavailable:
-                raise
-            except Exception as error:  # noqa: BLE001 - logged, and the other addresses go on
-                self._pause(target, now, error)
-                continue
-            if message is not None:
-                self.wake()
-                log.info("a digest has closed", channel=target.channel, sent=message.kind)
+    async def _one(self, target: Target, step: Callable[[], Awaitable[None]]) -> None:
+        """Take a step about one address. If it fails, the address waits, and the others go on."""
+        if target in self._paused:
+            return
+        try:
+            await step()
+        except (LedgerUnavailable, SilencesChanged):
+            raise
+        except Exception as error:
+            log.error("held deliveries could not be released", channel=target.channel, exc_info=error)
+            self._paused[target] = self.clock.now() + PAUSE
+            self.on_failed()
 
-    def _pause(self, target: Target, now: datetime, error: Exception) -> None:
-        log.error("held deliveries could not be released", channel=target.channel, exc_info=error)
-        self._paused[target] = now + PAUSE
-        self.on_failed()
-
-    async def _release(self, target: Target, keys: Sequence[str]) -> Released | None:
+    async def _release(self, target: Target, keys: Sequence[str]) -> None:
         book, now = self.silences.book, self.clock.now()
         read = await self.ledger.releases.read(keys, with_events=bool(book.silences))
-        covers = {delivery.key: [*self._covers(delivery, event, now)] for delivery, event in read}
         ended = Ended(
             target=target,
-            covers=covers,
+            covers={delivery.key: [*self._covers(delivery, event, now)] for delivery, event in read},
             silences=book.version,
-            pages=target.channel in self.pages,
-            zone=self.zone(target),
+            pages=target.channel in self.planner.paging,
+            zone=self.planner.contacts.options(*target).timezone or self.default_zone,
         )
-        return await self.ledger.releases.release(ended, now=now)
+        released = await self.ledger.releases.release(ended, now=now)
+        if released is not None:
+            self._log(target, released)
 
     def _covers(self, delivery: Delivery, event: Event | None, now: datetime) -> Iterator[Hold]:
         """Yield what covers the delivery now. A silence that is over has released it, and does not hold it again."""
@@ -143,11 +125,14 @@ class Releaser:
             for silence in self.silences.book.matching(event):
                 if silence.in_force(now) and (hold := by_silence(silence, delivery, now)) is not None:
                     yield hold
-        if (quiet := self.quiet(delivery, now)) is not None:
+        if (quiet := self._quiet(delivery, now)) is not None:
             yield by_quiet_hours(quiet)
 
+    def _quiet(self, delivery: Delivery, now: datetime) -> Quiet | None:
+        return self.planner.still_quiet(delivery, self.rules().routes, now=now)
+
     def _log(self, target: Target, released: Released) -> None:
-        going = len(released.going) + (released.summary is not None)
+        going = len(released.going) + len(released.overdue) + (released.summary is not None)
         if going:
             self.wake()
         if going or released.dropped or released.held:
@@ -158,3 +143,10 @@ class Releaser:
                 dropped=len(released.dropped),
                 held_again=len(released.held),
             )
+
+    async def _close(self, target: Target) -> None:
+        now = self.clock.now()
+        message = await self.ledger.digests.close(target, lambda digest: self._quiet(digest, now), now=now)
+        if message is not None:
+            log.info("closed a digest", **log_fields(message))
+            self.wake()

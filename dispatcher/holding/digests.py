@@ -105,9 +105,7 @@ def through_digest(released: Released, join: Callable[[Delivery], Hold | None], 
     """
     going, released.going = released.going, []
     for one in going:
-        # What waited without a hold before was counted when it was recorded.
-        hold = join(one) if one.held_since is not None else None
-        if hold is None:
+        if (hold := join(one)) is None:
             released.going.append(one)
         else:
             released.held.append(held(one, hold, now))

@@ -6,7 +6,7 @@ of by one message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 
@@ -46,6 +46,8 @@ class Released:
     """Held again."""
     going: list[Delivery] = field(default_factory=list)
     """To be sent, in this order."""
+    overdue: list[Delivery] = field(default_factory=list)
+    """To be sent although something still covers them: no hold is longer. No digest holds them either."""
     dropped: list[Delivery] = field(default_factory=list)
     """Dropped, or told of by another message."""
     summary: Delivery | None = None
@@ -59,13 +61,13 @@ def release(ended: Iterable[HeldDelivery], *, now: datetime, longest: timedelta,
     page people. `zone`: the time zone of the address, for the times in notes.
     """
     result, gathered = Released(), list[HeldDelivery]()
-    for one in sorted(ended, key=_in_order):
+    for one in sorted(ended, key=lambda one: _place(one.delivery)):
         delivery, latest = one.delivery, (one.delivery.held_since or now) + longest
         hold = combined(one.covers, then=delivery.hold_then, latest=latest)
         if hold is not None and latest > now:
             result.held.append(held(delivery, hold, now))
         elif hold is not None:
-            result.going.append(_going(one, now, zone, ", which is as long as anything is held"))
+            result.overdue.append(_going(one, now, zone, ", which is as long as anything is held"))
         elif delivery.hold_then is Then.SUMMARY:
             gathered.append(one)
         elif delivery.hold_then is Then.DROP:
@@ -78,27 +80,24 @@ def release(ended: Iterable[HeldDelivery], *, now: datetime, longest: timedelta,
         _page_once_each(gathered, result, now, zone)
     elif gathered:
         _summarize(gathered, result, now)
-    result.going = [*_in_turn(result.going, now)]
+    result.going = _in_turn(result.going, now)
     return result
 
 
-def _in_order(one: HeldDelivery) -> tuple[datetime, str]:
-    return one.delivery.thread_at or one.delivery.occurred_at, one.delivery.key
+def _place(delivery: Delivery) -> tuple[datetime, str]:
+    return delivery.thread_at or delivery.occurred_at, delivery.key
 
 
-def _in_turn(going: Sequence[Delivery], now: datetime) -> Iterator[Delivery]:
-    """Yield the deliveries in order, all due now: workers claim first what was due first."""
-    ordered = sorted(going, key=lambda one: (one.thread_at or one.occurred_at, one.key))
-    for place, delivery in enumerate(ordered, start=1):
-        yield delivery._replace(due_at=now - (len(ordered) - place) * _STEP)
+def _in_turn(going: Iterable[Delivery], now: datetime) -> list[Delivery]:
+    """Return the deliveries in order, all due now: workers claim first what was due first."""
+    ordered = sorted(going, key=_place)
+    return [one._replace(due_at=now - (len(ordered) - at) * _STEP) for at, one in enumerate(ordered, start=1)]
 
 
 def _going(one: HeldDelivery, now: datetime, zone: tzinfo, more: str = "") -> Delivery:
     """Return the delivery without its hold, due now. `more`: the end of its note."""
-    delivery = one.delivery._replace(
-        hold=None, held_by="", hold_then=None, due_at=now, retry_window_start=now, note=_note(one, now, zone, more)
-    )
-    return delivery if one.holder else delivery._replace(held_since=None)
+    note = _note(one, now, zone, more)
+    return one.delivery._replace(hold=None, held_by="", hold_then=None, due_at=now, retry_window_start=now, note=note)
 
 
 def _note(one: HeldDelivery, now: datetime, zone: tzinfo, more: str) -> str:

@@ -129,7 +129,7 @@ def _release(connection: Connection, *, ended: Ended, now: datetime, longest: ti
     digests.save()
     if released.summary is not None:
         insert_deliveries(connection, [released.summary], {})
-    write_changes(connection, [*released.held, *released.going, *released.dropped], now)
+    write_changes(connection, [*released.held, *released.going, *released.overdue, *released.dropped], now)
     return released
 
 

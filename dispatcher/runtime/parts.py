@@ -127,14 +127,14 @@ class Wiring:
         return f"{socket.gethostname()}:{os.getpid()}"
 
     def _releaser(self, ledger: Ledger, intake: Intake, workers: Sequence[DeliveryWorker]) -> Releaser:
-        contacts, zone = intake.planner.contacts, self.settings.templates.timezone
         return Releaser(
             ledger=ledger,
             silences=intake.silences,
+            planner=intake.planner,
+            rules=intake.rules,
+            default_zone=self.settings.templates.timezone,
             clock=self.clock,
             stopping=self.stopping,
-            pages=frozenset(name for name, kind in CHANNEL_TYPES.items() if kind.pages),
-            zone=lambda target: contacts.options(*target).timezone or zone,
             wake=lambda: _notify(workers),
             on_failed=partial(self.metrics.component_failed, "releaser"),
         )

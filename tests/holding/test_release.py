@@ -83,17 +83,17 @@ def test_each_is_held_on_sent_or_dropped_once_and_what_is_dropped_unsaid_may_be(
 ) -> None:
     result = released(*held, pages=pages)
     before = {one.delivery.key: one for one in held}
-    found = {one.key: one for one in (*result.held, *result.going, *result.dropped)}
-    assert len(result.held) + len(result.going) + len(result.dropped) == len(found) == len(held)
+    every = [*result.held, *result.going, *result.overdue, *result.dropped]
+    assert sorted(one.key for one in every) == sorted(before)
 
     for one in result.held:  # only what something covers, until the last of it ends, but not for too long
         latest = held_since(before[one.key]) + LONGEST
         ends = [cover.until for cover in before[one.key].covers]
         assert (one.state, one.due_at) == (State.WAITING, min(max(ends), latest))
         assert one.due_at > NOW
-    for one in result.going:  # only what nothing covers, or what was held for too long
-        too_long = held_since(before[one.key]) + LONGEST <= NOW
-        assert too_long or not before[one.key].covers
+    assert all(held_since(before[one.key]) + LONGEST <= NOW and before[one.key].covers for one in result.overdue)
+    assert not any(before[one.key].covers for one in result.going)
+    for one in (*result.going, *result.overdue):
         assert (one.hold, one.held_by, one.hold_then, one.retry_window_start) == (None, "", None, NOW)
         assert NOW - HOUR < one.due_at <= NOW
         assert one.held_since == before[one.key].delivery.held_since
@@ -134,7 +134,7 @@ def test_one_message_tells_of_what_is_told_together_and_on_pagers_one_for_each_l
 def test_a_note_says_from_when_to_when_in_the_zone_of_the_address() -> None:
     def note(*held: HeldDelivery, now: datetime = NOW, pages: bool = False) -> list[str]:
         result = release(held, now=now, longest=LONGEST, pages=pages, zone=ZoneInfo("Europe/Berlin"))
-        return [one.note for one in result.going]
+        return [one.note for one in (*result.going, *result.overdue)]
 
     assert note(ended("a")) == ["held 01:14-10:14 (quiet hours of contact ml)"]
     assert note(ended("a", since=26 * HOUR)) == ["held 19 Nov 08:14 - 20 Nov 10:14 (quiet hours of contact ml)"]
@@ -150,9 +150,7 @@ def test_a_note_says_from_when_to_when_in_the_zone_of_the_address() -> None:
     ]
 
 
-def test_what_waited_for_nothing_but_this_decision_counts_as_never_held() -> None:
-    (one,) = released(ended("a", None, holder="")).going
-    assert one.held_since is None
+def test_what_waited_for_nothing_but_this_decision_is_held_as_if_it_were_new() -> None:
     silence = Hold(HoldReason.SILENCE, "s1", NOW + HOUR, Then.DROP)
     (again,) = released(ended("a", None, silence, holder="")).held
     assert (again.held_by, again.hold_then) == ("s1", Then.DROP)
