@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Protocol
 
 from dispatcher.clock import Clock
 from dispatcher.explain import Explanation, refers_to
+from dispatcher.holding.covering import HELD_KINDS
+from dispatcher.holding.windows import QuietHours
 from dispatcher.model.delivery import Delivery, RuleRef, State
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
@@ -135,18 +138,20 @@ class DryRun:
         if event.is_canary:
             return PhaseForecast(explanation)
         routes, left_out = book.routes.possible(event)
-        possible = [self._possible_data(event, one.route.rules, one.depends_on, one.condition) for one in routes]
+        possible = [self._possible_data(event, book, one.route.rules, one.depends_on, one.condition) for one in routes]
         if owners is not None and to_owner:
             listed = {one.route.name for one in routes}
             keys = tuple(sorted(owners.keys_needing_admin()))
             condition = f"{joined(keys, 'and')} say who the owner is"
             possible += [
-                self._possible_data(event, [rule], keys, condition) for rule in to_owner if rule.name not in listed
+                self._possible_data(event, book, [rule], keys, condition)
+                for rule in to_owner
+                if rule.name not in listed
             ]
         return PhaseForecast(explanation, possible, left_out)
 
     def _possible_data(
-        self, event: Event, rules: Sequence[Rule], depends_on: Sequence[str], condition: str
+        self, event: Event, book: RuleBook, rules: Sequence[Rule], depends_on: Sequence[str], condition: str
     ) -> dict[str, Any]:
         """Return a route that applies to some executions, or to a different owner for each. `rules`: the route's."""
         to_owner = [rule for rule in rules if rule.names_owner or rule.owner is not None]
@@ -156,7 +161,7 @@ class DryRun:
             "defined_at": rules[0].defined_at,
             "depends_on": depends_on,
             "condition": condition,
-            "deliveries": [*map(_planned_data, planned), *map(_to_owner_data, to_owner)],
+            "deliveries": [*self._planned_data(planned, book), *map(_to_owner_data, to_owner)],
         }
 
     def _explain(self, event: Event, book: RuleBook, decision: Decision, shown: dict[str, Any]) -> Explanation:
@@ -175,9 +180,29 @@ class DryRun:
                 "cause_name": cause.name,
             },
             rules=[rule.as_data() for rule in decision.considered],
-            deliveries=[_planned_data(delivery) for delivery in planned],
+            deliveries=[*self._planned_data(planned, book)],
             disabled_by=decision.disabled_by,
         )
+
+    def _planned_data(self, planned: Iterable[Delivery], book: RuleBook) -> Iterator[dict[str, Any]]:
+        for delivery in planned:
+            quiet_hours: Sequence[Sequence[QuietHours]] = ()
+            if delivery.kind in HELD_KINDS and delivery.addresses:
+                quiet_hours = self.planner.quiet_hours_of(delivery, book.routes)
+            yield {
+                "channel": delivery.channel,
+                "recipients": delivery.recipients,
+                "state": PLANNED if delivery.state is State.WAITING else delivery.state,
+                "reason": delivery.reason,
+                "rules": [rule._asdict() for rule in delivery.rules],
+                "addresses": delivery.addresses,
+                "severity": delivery.severity,
+                "held_until": delivery.quiet.until if delivery.quiet is not None else None,
+                "may_hold": [
+                    *(f"quiet hours of {one.by}: {one}" for group in quiet_hours for one in group),
+                    *([str(delivery.digest)] if delivery.digest is not None else []),
+                ],
+            }
 
 
 def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
@@ -191,16 +216,11 @@ def why(explanation: Explanation, delivery: Mapping[str, Any]) -> str:
     return str(delivery["reason"] or "; ".join(dict.fromkeys(given)))
 
 
-def _planned_data(delivery: Delivery) -> dict[str, Any]:
-    return {
-        "channel": delivery.channel,
-        "recipients": delivery.recipients,
-        "state": PLANNED if delivery.state is State.WAITING else delivery.state,
-        "reason": delivery.reason,
-        "rules": [rule._asdict() for rule in delivery.rules],
-        "addresses": delivery.addresses,
-        "severity": delivery.severity,
-    }
+def may_hold(delivery: Mapping[str, Any]) -> str:
+    """Return what holds a planned delivery, or may hold it, in words; empty if nothing may, or if it is recorded."""
+    until: datetime | None = delivery.get("held_until")
+    held = f"held until {until:%Y-%m-%d %H:%M} UTC" if until is not None else ""
+    return "; ".join([held, *delivery.get("may_hold", ())] if held else delivery.get("may_hold", ()))
 
 
 def _to_owner_data(rule: Rule) -> dict[str, Any]:
@@ -213,4 +233,6 @@ def _to_owner_data(rule: Rule) -> dict[str, Any]:
         "rules": [RuleRef(rule.name, rule.defined_at, owner=True)._asdict()],
         "addresses": [],
         "severity": rule.severity,
+        "held_until": None,
+        "may_hold": [],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from operator import attrgetter
@@ -34,10 +34,13 @@ class Counts:
 
     was: int = 0
     would_be: int = 0
+    held: int = 0
+    """How many of these quiet hours would hold."""
 
-    def add(self, *, was: int, would_be: int) -> None:
+    def add(self, *, was: int, would_be: int, held: int) -> None:
         self.was += was
         self.would_be += would_be
+        self.held += held
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,7 +152,7 @@ class Trial:
         rules: Sequence[Rule] = ()
         if stored.verdict != Verdict.DISABLED:
             rules = self._by_routes(event, flytes_matches(event, stored.considered), at)
-        self._add(event, was, self._recipients(event, rules), at)
+        self._add(event, was, self._recipients(event, rules, at), at)
 
     def add_event(self, event: Event, flytes: Decision, before: RouteTrial) -> None:
         """Count an event that was not recorded. `flytes`: the decision by Flyte's rules alone. `before`: the routes to
@@ -159,11 +162,11 @@ class Trial:
             return
         was: Sequence[Rule] = ()
         rules: Sequence[Rule] = ()
-        if before.records(event, flytes):
-            was, _ = before.apply(event, flytes.matched, event.occurred_at)
-        if self._tried.records(event, flytes):
-            rules = self._by_routes(event, flytes.matched, event.occurred_at)
-        self._add(event, self._recipients(event, was), self._recipients(event, rules), event.occurred_at)
+        at = event.occurred_at
+        if flytes.verdict not in {Verdict.DISABLED, Verdict.TOO_MANY_RULES}:
+            was, _ = before.apply(event, flytes.matched, at)
+            rules = self._by_routes(event, flytes.matched, at)
+        self._add(event, self._recipients(event, was, at), self._recipients(event, rules, at), at)
 
     def as_data(self, span: timedelta | None = None) -> dict[str, Any]:
         """Return the counts as JSON data. `span`: how much time the events are from; None for that between the first and
@@ -174,7 +177,7 @@ class Trial:
         days = max(span / timedelta(days=1), 1.0)
         total = Counts()
         for one in self._by_day.values():
-            total.add(was=one.was, would_be=one.would_be)
+            total.add(was=one.was, would_be=one.would_be, held=one.held)
         return {
             "events": self.events,
             "days": round(days, 2),
@@ -184,6 +187,7 @@ class Trial:
                 "new": self.new,
                 "no_longer": self.no_longer,
                 "a_day": round(total.would_be / days, 2),
+                "held": total.held,
             },
             "routes": [_route_data(one) for one in self._routes.values()],
             "recipients": [_recipient_data(one, days) for one in self._most_notified()],
@@ -195,9 +199,11 @@ class Trial:
             "changes_left_out": self.changed - len(self.changes),
         }
 
-    def _recipients(self, event: Event, rules: Sequence[Rule]) -> set[Recipient]:
-        planned = self.planner.plan(event, rules, now=event.occurred_at) if rules else ()
-        return {(one.channel, to) for one in planned if one.kind is Kind.NOTIFICATION for to in one.addresses}
+    def _recipients(self, event: Event, rules: Sequence[Rule], at: datetime) -> dict[Recipient, bool]:
+        """Return who would be notified, and whether quiet hours would hold the message, of an event that arrives at `at`."""
+        planned = self.planner.plan(event, rules, now=at) if rules else ()
+        notifications = [one for one in planned if one.kind is Kind.NOTIFICATION]
+        return {(one.channel, to): one.quiet is not None for one in notifications for to in one.addresses}
 
     def _by_routes(self, event: Event, flytes: Sequence[Rule], at: datetime) -> Sequence[Rule]:
         """Return the rules that apply to an event, and count the routes. `flytes`: Flyte's rules that match."""
@@ -211,14 +217,14 @@ class Trial:
                 counts.unknown.update(lacking)
         return rules
 
-    def _add(self, event: Event, was: Iterable[Recipient], would_be: Iterable[Recipient], at: datetime) -> None:
+    def _add(self, event: Event, was: Iterable[Recipient], would_be: Mapping[Recipient, bool], at: datetime) -> None:
         self.events += 1
         self.first, self.last = min(self.first or at, at), max(self.last or at, at)
         day, before, after = at.date(), _by_key(was), _by_key(would_be)
-        self._by_day.setdefault(day, Counts()).add(was=len(before), would_be=len(after))
+        self._by_day.setdefault(day, Counts()).add(was=len(before), would_be=len(after), held=sum(would_be.values()))
         for key, recipient in (before | after).items():
             counts = self._counts(key, recipient)
-            counts.add(was=key in before, would_be=key in after)
+            counts.add(was=key in before, would_be=key in after, held=would_be.get(recipient, False))
             if key in after:
                 counts.days[day] += 1
         new = [recipient for key, recipient in after.items() if key not in before]
@@ -252,6 +258,7 @@ def _recipient_data(counts: RecipientCounts, days: float) -> dict[str, Any]:
         "address": counts.recipient[1],
         "was": counts.was,
         "would_be": counts.would_be,
+        "held": counts.held,
         "a_day": round(counts.would_be / days, 2),
         "most_in_a_day": max(counts.days.values(), default=0),
         "busiest_day": busiest.isoformat() if busiest is not None else None,

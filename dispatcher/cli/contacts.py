@@ -35,7 +35,7 @@ def list_(config: Config = None, as_json: AsJson = False) -> None:
                 one["name"],
                 ", ".join(f"{to['channel']}: {to['recipient']}" for to in one["everybody"]),
                 ", ".join(one["include"]),
-                ", ".join(filter(None, (one["severity"], one["timezone"], *one["templates"]))),
+                ", ".join(one["options"]),
                 one["defined_at"],
             )
             for one in found.as_data()

@@ -239,6 +239,7 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 
 def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> None:
     """Print each delivery with the numbers of the rules that named it."""
+    from dispatcher.dry_run import may_hold
     from dispatcher.explain import rules_among
 
     if not deliveries:
@@ -252,7 +253,8 @@ def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[M
         reason = delivery["reason"] if delivery["reason"] not in told else ""
         told_in = delivery.get("included_in", "")[:KEY_DIGITS]
         included = told_in and f"told of in {told_in}"
-        answer = "\n".join(filter(None, (attempts_text(attempts), reason, included, waits and f"waits for {waits}")))
+        answers = (attempts_text(attempts), reason, included, waits and f"waits for {waits}", may_hold(delivery))
+        answer = "\n".join(filter(None, answers))
         recipients = ", ".join(delivery["recipients"])
         naming = ", ".join(map(str, rules_among(delivery, rules)))
         rows.append((naming, state_text(delivery["state"]), delivery["channel"], recipients, answer))

@@ -49,22 +49,25 @@ def _notified(route: Route) -> str:
 
 def _options(route: Route) -> str:
     waits = f"waits for {route.awaited}" if route.streak else ""
-    given = (route.severity, waits, "stops" if route.stop else "", "replaces Flyte's rules" if route.replaces else "")
+    quiet = f"quiet hours {route.quiet}" if route.quiet is not None else ""
+    rest = ("stops" if route.stop else "", "replaces Flyte's rules" if route.replaces else "", quiet)
+    given = (route.severity, waits, *rest)
     return ", ".join(filter(None, given))
 
 
 @routes.command()
 def lint(config: Config = None, as_json: AsJson = False) -> None:
     """Find what is wrong with routes and contacts: routes that can't match or are never reached, recipients that no
-    channel can reach, and contacts that nobody uses.
+    channel can reach, contacts that nobody uses, and quiet hours and digests without effect.
 
-    Prints each problem with file and line. Exit status 1 if there is a problem. A contact that something outside the
-    files may name, such as a rule in FlyteAdmin, is only a warning.
+    Prints each problem with file and line. Exit status 1 if there is a problem. A contact that rules in FlyteAdmin may
+    name, and quiet hours whose dates are over, are only warnings.
     """
+    from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load
     from dispatcher.runtime.lint import lint as findings_of
 
-    findings = [*findings_of(load(config))]
+    findings = [*findings_of(load(config), SystemClock().now().date())]
     problems = [one for one in findings if not one.warning]
     if as_json:
         results = [("warning" if one.warning else "problem", one.message) for one in findings]

@@ -122,10 +122,11 @@ def _events(file: Path) -> Iterator[Event]:
 
 def _print(data: Mapping[str, Any]) -> None:
     total = data["notifications"]
+    held = f"; {total['held']:,} held by quiet hours" if total["held"] else ""
     write_line(f"{number_text(data['events'], 'event')}, compared with {data['compared_with']}")
     write_line(
         f"notifications: {total['was']:,} before, {total['would_be']:,} with these routes "
-        f"({total['new']:,} new, {total['no_longer']:,} no longer), {total['a_day']:g} a day"
+        f"({total['new']:,} new, {total['no_longer']:,} no longer), {total['a_day']:g} a day{held}"
     )
     _write_first(
         ("ROUTE", "MATCHES", "UNKNOWN", "FACTS THAT EVENTS LACK", "DEFINED AT"),
@@ -136,9 +137,17 @@ def _print(data: Mapping[str, Any]) -> None:
         "routes",
     )
     _write_first(
-        ("CHANNEL", "RECIPIENT", "BEFORE", "WITH THESE", "A DAY", "MOST IN A DAY"),
+        ("CHANNEL", "RECIPIENT", "BEFORE", "WITH THESE", "HELD", "A DAY", "MOST IN A DAY"),
         [
-            (one["channel"], one["address"], one["was"], one["would_be"], f"{one['a_day']:g}", one["most_in_a_day"])
+            (
+                one["channel"],
+                one["address"],
+                one["was"],
+                one["would_be"],
+                one["held"],
+                f"{one['a_day']:g}",
+                one["most_in_a_day"],
+            )
             for one in data["recipients"]
         ],
         "recipients",

@@ -179,6 +179,8 @@ def _print(forecast: LaunchPlanForecast) -> None:
 
 
 def _row(phase: str, delivery: Mapping[str, Any], reason: str) -> tuple[Any, ...]:
+    from dispatcher.dry_run import may_hold
     from dispatcher.explain import rules_text
 
+    reason = "\n".join(filter(None, (reason, may_hold(delivery))))
     return phase, delivery["channel"], ", ".join(delivery["recipients"]), reason, rules_text(delivery)

@@ -223,10 +223,10 @@ class QuietHours:
 def quiet_now(now: datetime, each: Iterable[Sequence[QuietHours]]) -> Quiet | None:
     """Return the quiet hours that hold a delivery at `now`; None if there are none.
 
-    `each`: groups of quiet hours. A delivery goes at a moment at which, in each group, at least one has no window in
+    `each`: groups of quiet hours, none of them empty. A delivery goes at a moment at which, in each group, at least one has no window in
     force. The hold is named after the last one that it waited for, and ends after `LOOK_AHEAD` if there is no such moment.
     """
-    groups = [group for group in each if group]
+    groups = [*each]
     at, by, latest = now, "", now + LOOK_AHEAD
     waits = bool(groups)
     while waits and at < latest:

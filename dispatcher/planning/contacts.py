@@ -40,11 +40,6 @@ class Options(NamedTuple):
     digest: DigestOptions | None = None
     """When the contact gets digests; None if never."""
 
-    @property
-    def one_by_one(self) -> bool:
-        """True if each address gets a message of its own, because it is decided for each address what is held."""
-        return self.quiet is not None or self.digest is not None
-
     def in_words(self) -> list[str]:
         """Return the options in words for people."""
         quiet = f"quiet hours {self.quiet}" if self.quiet is not None else ""

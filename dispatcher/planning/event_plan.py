@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from channels.contract import UnknownRecipient
-from dispatcher.holding.windows import QuietHours
+from dispatcher.holding.windows import QuietHours, quiet_now
 from dispatcher.model.delivery import (
     Delivery,
     Kind,
@@ -25,7 +25,7 @@ from dispatcher.model.delivery import (
     time_prefixed,
 )
 from dispatcher.model.event import Event, possible
-from dispatcher.model.hold import DigestOptions, Quiet
+from dispatcher.model.hold import DigestOptions
 from dispatcher.model.phase import Phase
 from dispatcher.model.severity import highest
 from dispatcher.planning.contacts import NO_OPTIONS, Options, Recipient
@@ -53,8 +53,8 @@ class Named:
     """That rule's own template."""
     rules: dict[RuleRef, QuietHours | None] = field(default_factory=dict)
     """The rules that name the recipient, each once, with their quiet hours."""
-    quiet: Quiet | None = None
-    """The quiet hours that hold the message to this recipient."""
+    quiet_hours: Sequence[Sequence[QuietHours]] = ()
+    """The quiet hours that may hold the message to this recipient, in groups (`quiet_now`)."""
     digest: DigestOptions | None = None
 
     @property
@@ -190,13 +190,13 @@ class EventPlan:
         if one.undeliverable or self.event.is_canary:
             return
         channel, _, address = one.target
-        one.quiet = self.planner.quiet(channel, address, severity, one.rules.values(), now=self.now)
+        one.quiet_hours = self.planner.quiet_hours(channel, address, severity, one.rules.values())
         one.digest = self.planner.digest(channel, address)
 
     def _shared_by(self, one: _Named) -> Hashable:
         """Return what those have in common who share a message."""
         channel, recipient, _ = one.target
-        if one.undeliverable or channel not in self.planner.grouped or one.options.one_by_one or one.quiet is not None:
+        if one.undeliverable or channel not in self.planner.grouped or one.quiet_hours or one.digest:
             return one.key
         template_set = self.planner.template_set(self.event, recipient, one.options.templates)
         return one.place, channel, template_set, one.options.timezone, one.severity
@@ -253,6 +253,6 @@ class EventPlan:
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
             severity=first.severity,
-            quiet=first.quiet,
+            quiet=quiet_now(self.now, first.quiet_hours),
             digest=first.digest,
         )

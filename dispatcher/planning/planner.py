@@ -2,8 +2,7 @@
 
 A message of a channel that groups recipients, such as a mail, goes to a rule's whole recipient list, as in Flyte. If the
 recipients have different template sets, time zones or severities, each of these gets its own message, and so does each
-recipient whom quiet hours hold or whose contact has quiet hours or digests. On every other channel, each delivery has
-exactly one address. An address is notified of an event only once per channel. If several rules
+recipient who may have quiet hours or digests. On every other channel, each delivery has exactly one address. An address is notified of an event only once per channel. If several rules
 name the address, the first of them makes the message, and the delivery lists all of them (`planning/event_plan.py`).
 """
 
@@ -255,28 +254,33 @@ class Planner:
         named = [one for name in owner.recipients for one in self.contacts.expand(name) or ((owner.channel, name),)]
         return frozenset(recipient.lower() for _, recipient in named)
 
-    def quiet(
-        self, channel: str, address: str, severity: str, of_rules: Iterable[QuietHours | None], *, now: datetime
-    ) -> Quiet | None:
-        """Return the quiet hours that hold a message at `now`, of the address's contact and of rules; None if none do.
+    def quiet_hours(
+        self, channel: str, address: str, severity: str, of_rules: Iterable[QuietHours | None]
+    ) -> Sequence[Sequence[QuietHours]]:
+        """Return the quiet hours that may hold a message: the contact's, and those of rules, in groups (`quiet_now`).
 
         `of_rules`: the quiet hours of each rule that names the address; None for a rule without any. They hold only what
         no other of these rules lets through. `severity`: the message's; critical messages are not held.
         """
         if severity == PASSES_QUIET_HOURS:
-            return None
+            return ()
         each = [*of_rules]
         of_routes = [one for one in each if one is not None]
         own = self.contacts.options(channel, address).quiet
-        return quiet_now(now, [[own] if own is not None else [], of_routes if len(of_routes) == len(each) else []])
+        groups = ([own] if own is not None else [], of_routes if len(of_routes) == len(each) else [])
+        return [group for group in groups if group]
 
-    def still_quiet(self, delivery: Delivery, routes: RouteBook, *, now: datetime) -> Quiet | None:
-        """Return the quiet hours that hold a delivery to one address at `now`, at the end of another hold.
+    def quiet_hours_of(self, delivery: Delivery, routes: RouteBook) -> Sequence[Sequence[QuietHours]]:
+        """Return the quiet hours that may hold a planned or recorded delivery to one address.
 
         `routes`: those in effect. A rule without quiet hours, or that is no longer in effect, lets the delivery through.
         """
         of_rules = [routes.quiet(rule.name) for rule in delivery.rules]
-        return self.quiet(delivery.channel, delivery.addresses[0], delivery.severity, of_rules, now=now)
+        return self.quiet_hours(delivery.channel, delivery.addresses[0], delivery.severity, of_rules)
+
+    def still_quiet(self, delivery: Delivery, routes: RouteBook, *, now: datetime) -> Quiet | None:
+        """Return the quiet hours that hold a delivery to one address at `now`, at the end of another hold."""
+        return quiet_now(now, self.quiet_hours_of(delivery, routes))
 
     def digest(self, channel: str, address: str) -> DigestOptions | None:
         """Return when the address gets digests; None if it gets none."""

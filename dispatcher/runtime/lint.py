@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from typing import NamedTuple
 
 from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError
 from dispatcher.planning.contacts import NO_OPTIONS, Contacts
+from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from dispatcher.rules.files import RuleFiles
 from dispatcher.rules.lint import problems_of
@@ -26,9 +28,9 @@ class LintFinding(NamedTuple):
     """True if it may be right nevertheless."""
 
 
-def lint(settings: Settings) -> Iterator[LintFinding]:
+def lint(settings: Settings, today: date) -> Iterator[LintFinding]:
     """Yield what is wrong: refused routes, routes that can't match or are never reached, recipients that no channel can
-    reach, and contacts that nobody uses.
+    reach, contacts that nobody uses, and quiet hours and digests without effect.
     """
     files = make_rule_files(settings)
     files.load()
@@ -40,16 +42,37 @@ def lint(settings: Settings) -> Iterator[LintFinding]:
         yield from (LintFinding(settings.located(problem)) for problem in str(error).splitlines())
         return
     yield from map(LintFinding, unreachable_recipients(planner, files.book))
-    unseen = "; ".join(_unseen(settings, files))
+    yield from _over(settings, planner, files.book, today)
+    for name in _without_digests(planner):
+        message = f"contacts.{name}.digest: it has no effect: all channels of the contact page, and have no digests"
+        yield LintFinding(settings.located(message))
+    unseen = "; ".join(_unseen(settings))
     for name in unused_contacts(settings, planner.contacts, files.book):
         message = "; ".join(part for part in (f"contacts.{name}: {_UNUSED}", unseen) if part)
         yield LintFinding(settings.located(message), warning=bool(unseen))
 
 
-def _unseen(settings: Settings, files: RuleFiles) -> Iterator[str]:
-    """Yield what may name a contact, and is in no file or refused."""
-    if files.problems:
-        yield "a refused rule or route may name it"
+def _over(settings: Settings, planner: Planner, book: RuleBook, today: date) -> Iterator[LintFinding]:
+    """Yield the windows of quiet hours whose dates are in the past. They do no harm, so these are warnings."""
+    contacts = planner.contacts.all
+    every = [(settings.located(f"contacts.{name}.quiet: "), one.options.quiet) for name, one in contacts.items()]
+    every += [(f"{one.defined_at}: route {one.name!r}: quiet: ", one.quiet) for one in book.routes.routes]
+    for place, quiet in every:
+        for window in quiet.windows if quiet is not None else ():
+            if window.over(today):
+                yield LintFinding(f"{place}{window}: all its dates are over", warning=True)
+
+
+def _without_digests(planner: Planner) -> Iterator[str]:
+    """Yield the contacts that have the option `digest`, and no recipient who gets digests."""
+    for name, contact in planner.contacts.all.items():
+        targets = [planner.target(channel, recipient) for channel, recipient in contact.recipients]
+        if contact.options.digest and not any(planner.digest(one.channel, one.address) for one in targets):
+            yield name
+
+
+def _unseen(settings: Settings) -> Iterator[str]:
+    """Yield what may name a contact and is in no file."""
     if settings.rules.flyte_admin is not None:
         yield "rules in FlyteAdmin may name it"
     if settings.owners is not None and settings.owners.label:

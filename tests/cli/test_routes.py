@@ -259,6 +259,64 @@ async def test_lint_finds_nothing_in_good_routes_and_names_each_mistake_with_its
     assert answer.err.endswith("4 problems found\n")
 
 
+NIGHT = {"from": "20:00", "to": "10:00", "zone": "Europe/Berlin"}
+
+
+async def test_quiet_hours_and_digests_are_listed_and_named_where_they_may_hold_a_message(tmp_path: Path) -> None:
+    routes = [
+        {
+            "name": "night",
+            "match": {"phase": "FAILED"},
+            "notify": ["board"],
+            "quiet": [NIGHT, {"days": "sat-sun", "zone": "UTC"}],
+        },
+        {"name": "some", "match": {"phase": "FAILED", "labels": {"a": "b"}}, "notify": ["ml"]},
+    ]
+    contacts = {
+        "board": {"email": ["board@example.com"], "digest": {"every": "1h"}},
+        "ml": {"email": ["ml@example.com"], "quiet": {**NIGHT, "except": "2026-12-31"}, "timezone": "Europe/Berlin"},
+    }
+    config = settings_file(tmp_path, yaml.safe_dump({"routes": routes}), contacts=contacts)
+    found = await listed("routes", "list", "--config", config)
+    assert found[0]["quiet"][0] == {"days": ["mon-sun"], **NIGHT, "dates": [], "except": []}
+    of_route = "20:00-10:00 Europe/Berlin; sat-sun all day UTC"
+    assert f"quiet hours {of_route}" in (await invoke("routes", "list", "--config", config)).out
+    board, ml = await listed("contacts", "list", "--config", config)
+    assert (board["quiet"], board["digest"]) == ([], {"after": 3, "within": "600s", "every": "3600s"})
+    assert (ml["quiet"][0]["except"], ml["digest"]) == (["2026-12-31"], None)
+    of_ml, digest = "20:00-10:00 Europe/Berlin except 2026-12-31", "digest every 1 h after 3 messages within 10 min"
+    assert [board["options"], ml["options"]] == [[digest], ["Europe/Berlin", f"quiet hours {of_ml}"]]
+    assert digest in (await invoke("contacts", "list", "--config", config)).out
+
+    who = ("rules", "who", "flytesnacks/production/train", "--phase", "failed", "--config", config)
+    (failed,) = (await listed(*who))["phases"]
+    assert failed["deliveries"][0]["may_hold"] == [f"quiet hours of route night: {of_route}", digest]
+    assert failed["possible"][0]["deliveries"][0]["may_hold"] == [f"quiet hours of contact ml: {of_ml}"]
+    out = (await invoke(*who)).out
+    assert all(words in out for words in (digest, f"quiet hours of contact ml: {of_ml}"))
+
+
+async def test_lint_names_quiet_hours_and_digests_without_effect(tmp_path: Path) -> None:
+    over = {"dates": "2025-12-24..2025-12-26", "zone": "UTC"}
+    routes = [{"name": "r", "match": {"phase": "FAILED"}, "notify": ["ml", "pager"], "quiet": [NIGHT, over]}]
+    contacts = {
+        "ml": {"email": ["ml@example.com"], "quiet": over},
+        "pager": {"pagerduty": ["svc"], "digest": {}},
+    }
+    channels = {
+        "email": {"host": "relay.example.com", "from": "flyte@example.com"},
+        "pagerduty": {"services": {"svc": {"routing_key": "0" * 32}}},
+    }
+    config = settings_file(tmp_path, yaml.safe_dump({"routes": routes}), contacts=contacts, channels=channels)
+    found = json.loads((await invoke("routes", "lint", "--json", "--config", config)).out)["findings"]
+    window = "all day UTC on 2025-12-24..2025-12-26: all its dates are over"
+    assert [(one["result"], one["message"].partition(": ")[2]) for one in found] == [
+        ("warning", f"contacts.ml.quiet: {window}"),
+        ("warning", f"route 'r': quiet: {window}"),
+        ("problem", "contacts.pager.digest: it has no effect: all channels of the contact page, and have no digests"),
+    ]
+
+
 async def test_contacts_of_owners_are_used_and_a_label_may_name_any_contact(tmp_path: Path) -> None:
     route = {"name": "own", "match": {"phase": "FAILED"}, "notify": ["owner", "on-call", "ml-team"]}
     names = ("mapped", "fallback", "spare")

@@ -23,8 +23,17 @@ from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import Decision, PlanKey, PlanRules, RouteBook, Rule, RuleBook, Verdict, decide
 from dispatcher.rules.owners import Owners
-from dispatcher.trial import MAX_CHANGES, RouteTrial, Trial
-from tests.support.builders import NOW, a_launch_plan, a_notification, a_route, a_rule, an_event, some_contacts
+from dispatcher.trial import MAX_CHANGES, Trial
+from tests.support.builders import (
+    NOW,
+    a_launch_plan,
+    a_notification,
+    a_route,
+    a_rule,
+    an_event,
+    quiet_hours,
+    some_contacts,
+)
 from tests.support.matchers import MATCHERS, events
 from tests.support.terminal import invoke
 
@@ -118,6 +127,18 @@ def test_a_route_with_a_streak_fires_once_a_streak() -> None:
         ("a4", "again@example.com"),
         ("a7", "again@example.com"),
     ]
+
+
+def test_what_quiet_hours_would_hold_when_the_event_arrives_is_counted() -> None:
+    night = quiet_hours("route night", **{"from": "22:00", "to": "07:00"})
+    routes = (a_route("night", "a@example.com", "b@example.com", quiet=night), a_route("always", "b@example.com"))
+    trial = Trial(PLANNER, RuleBook({}, RouteBook(routes)))
+    for hour in (3, 6, 7, 12, 23):
+        entry, _ = stored(an_event(name=f"a{hour}"), RuleBook())
+        trial.add_recorded(replace(entry, recorded_at=NOW.replace(hour=hour, minute=0)), set())
+    data = trial.as_data()
+    assert (data["notifications"]["would_be"], data["notifications"]["held"]) == (10, 3)
+    assert {one["address"]: one["held"] for one in data["recipients"]} == {"a@example.com": 3, "b@example.com": 0}
 
 
 def test_a_route_is_unknown_also_for_its_owner_and_for_its_streak() -> None:

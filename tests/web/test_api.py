@@ -31,6 +31,7 @@ from tests.support.builders import (
     an_event,
     an_execution,
     members_of,
+    quiet_hours,
 )
 from tests.support.console import DEAD, ConsoleServer, add_replicas, serve_console
 from tests.support.ledger_steps import an_action, record_digest, recorded
@@ -349,10 +350,12 @@ async def test_who_would_be_notified_is_told_by_the_rules_without_an_event(tmp_p
 
 async def test_routes_and_contacts_in_effect_are_listed_page_by_page(tmp_path: Path) -> None:
     names = [f"r{number}" for number in range(5)]
-    book = RuleBook({}, RouteBook(tuple(a_route(name, "#ops", channel="slack", domain="<b>") for name in names)))
+    quiet = quiet_hours("route", days="sat-sun")
+    routes = [a_route(name, "#ops", channel="slack", domain="<b>", quiet=quiet) for name in names]
+    book = RuleBook({}, RouteBook(tuple(routes)))
     contacts = {
         "ml-team": {"slack": ["#ml"]},
-        "on-call": {"include": ["ml-team"], "severity": "critical", "slack": ["#x"]},
+        "on-call": {"include": ["ml-team"], "severity": "critical", "slack": ["#x"], "digest": {}},
     }
     given = {"channels": {"slack": {"token": "xoxb-hidden"}}, "contacts": contacts}
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
@@ -362,6 +365,7 @@ async def test_routes_and_contacts_in_effect_are_listed_page_by_page(tmp_path: P
         last = await call(console, f"/routes?limit=3&after={first['next']}")
         assert ([one["name"] for one in last["entries"]], last["next"]) == (names[3:], None)
         assert first["entries"][0]["notify"] == [{"slack": ["#ops"]}]
+        assert first["entries"][0]["quiet"][0]["days"] == ["sat-sun"]
         assert (await call(console, "/routes?recipient=%23ops&limit=1"))["next"] == "r0"
         assert (await call(console, "/routes?recipient=nobody"))["entries"] == []
         await call(console, "/routes?after=gone", status=400)
@@ -370,10 +374,13 @@ async def test_routes_and_contacts_in_effect_are_listed_page_by_page(tmp_path: P
             ("ml-team", 1, ""),
             ("on-call", 2, "critical"),
         ]
+        assert [one["digest"] for one in listed] == [None, {"after": 3, "within": "600s", "every": "900s"}]
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {READER}"}) as session:
             for query, words, status in (
                 ("", "domain is &lt;b&gt;, phase is FAILED", 200),
                 ("", "Slack to #x, Slack to #ml", 200),
+                ("", "quiet hours sat-sun all day UTC", 200),
+                ("", "critical, digest every 15 min after 3 messages within 10 min", 200),
                 ("?limit=2", "after=r1", 200),
                 ("?limit=2&after=r1", '<li data-place="3">', 200),
                 ("?recipient=nobody", "None of 5 routes", 200),

@@ -223,6 +223,10 @@ class PlannedDelivery(_Response):
     reason: str
     rules: Annotated[Sequence[RuleRef], Field(description="All rules that named one of the recipients.")]
     severity: Annotated[str, Field(description="The highest that a route or contact gives; empty if none does.")]
+    held_until: Annotated[
+        datetime | None, Field(description="The end of the quiet hours that hold it now; null if none do.")
+    ]
+    may_hold: Annotated[Sequence[str], Field(description="The quiet hours and digest that may hold it, in words.")]
 
 
 class PossibleRoute(_Response):
@@ -259,6 +263,19 @@ class LaunchPlanForecast(_Response):
     phases: Sequence[PhaseForecast]
 
 
+_Windows = Annotated[
+    Sequence[Mapping[str, Any]], Field(description="The windows of its quiet hours, as a file writes them.")
+]
+
+
+class Digest(_Response):
+    """When a contact gets digests."""
+
+    after: int
+    within: str
+    every: str
+
+
 class Route(_Response):
     """A route in effect, as a file writes it."""
 
@@ -274,6 +291,7 @@ class Route(_Response):
     rules: Annotated[str, Field(description="`add`, or `replace` if Flyte's rules don't apply where it matches.")]
     streak: Annotated[int | None, Field(description="How many failures of the launch plan it waits for.")]
     on: Annotated[str | None, Field(description="`resolved` if it fires when a success ends the streak.")]
+    quiet: _Windows
 
 
 class Routes(_Response):
@@ -300,6 +318,8 @@ class Contact(_Response):
     timezone: str
     templates: Sequence[str]
     severity: str
+    quiet: _Windows
+    digest: Digest | None
 
 
 class Contacts(_Response):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher.dry_run import LaunchPlanForecast, why
+from dispatcher.dry_run import LaunchPlanForecast, may_hold, why
 from dispatcher.filters import LaunchPlanQuestion, RoutePage, RouteSearch
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.rules.matcher_words import in_words
@@ -29,7 +29,7 @@ async def get(console: Console, request: Request) -> Response:
             problem = first_problem(error)
         except ValueError as error:
             problem = str(error)
-    values = {"given": given, "problem": problem, "forecast": forecast, "why": why}
+    values = {"given": given, "problem": problem, "forecast": forecast, "why": why, "may_hold": may_hold}
     return console.render(request, "rules.html.j2", status=400 if problem else 200, **values)
 
 
