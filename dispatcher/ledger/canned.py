@@ -18,6 +18,7 @@ from dispatcher.ledger.records import RecordedEvent, Rejected, Settlement
 from dispatcher.ledger.settle import settle
 from dispatcher.model.delivery import Delivery, NewVersion, RuleRef, Sent, Success, delivery_key, thread_key
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId, Options
+from dispatcher.model.hold import DigestOptions
 from dispatcher.model.notification import Notification
 from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.phase import Phase
@@ -70,7 +71,9 @@ def _canned(channels: Sequence[str], now: datetime) -> _Canned:
         [
             _entry(
                 failure,
-                deliveries=[_delivery(failure, channel, plan, now) for channel in channels],
+                deliveries=[
+                    one for channel in channels for one in _with_member(_delivery(failure, channel, plan, now))
+                ],
                 version=NewVersion(launch_plan=plan.key, version="v1", change_events=()),
                 streak=StreakEvent(
                     event=failure.key,
@@ -147,7 +150,7 @@ def _entry(event: Event, deliveries: Sequence[Delivery] = (), **facts: Any) -> R
 
 
 def _delivery(event: Event, channel: str, plan: EntityId | None, now: datetime) -> Delivery:
-    """Return a delivery in a thread about the launch plan, or in no thread."""
+    """Return a delivery in a thread about the launch plan, or in no thread. Its address gets digests."""
     recipients = (_TEXT, f"{_TEXT} 2")
     return Delivery(
         key=delivery_key(event.key, channel, recipients),
@@ -166,4 +169,10 @@ def _delivery(event: Event, channel: str, plan: EntityId | None, now: datetime) 
         thread=thread_key(channel, recipients, plan.key) if plan is not None else "",
         thread_at=now if plan is not None else None,
         subject=plan.key if plan is not None else "",
+        digest=DigestOptions(after=1, within=timedelta(minutes=1), every=timedelta(minutes=1)),
     )
+
+
+def _with_member(delivery: Delivery) -> list[Delivery]:
+    """Return the delivery, which goes out at once, and another one to the same address, which is a member of a digest."""
+    return [delivery, delivery._replace(key=delivery_key(delivery.event, f"{delivery.channel} digest", ()))]

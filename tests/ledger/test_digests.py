@@ -9,9 +9,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, event
 
 from channels.contract import Answer, Receipt
+from dispatcher.errors import LedgerFailed, LedgerUnavailable
 from dispatcher.ledger import ClaimedThread, Filter, Ledger, RecordedEvent, StoredDelivery
 from dispatcher.ledger.engine import RollBack
 from dispatcher.model.delivery import Dead, Delivery, DropReason, Kind, Outage, Sent, State, Success
@@ -20,6 +22,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 from tests.support.ledger_steps import MINUTE, claim_slack, recorded, settlement
+from tests.support.ledgers import execute
 
 OPTIONS = DigestOptions(after=2, within=10 * MINUTE, every=15 * MINUTE)
 
@@ -296,3 +299,11 @@ async def test_a_crash_before_any_statement_loses_and_doubles_nothing(ledger: Le
         "s": ("digest", second.delivery.key),
     }
     assert first.delivery.key != second.delivery.key
+
+
+async def test_a_rehearsal_tests_digests_too(ledger: Ledger, ledger_url: str) -> None:
+    await ledger.rehearse(["slack", "email"], now=NOW)
+    assert await ledger.history.find(Filter(), limit=9) == []
+    await execute(ledger_url, "DROP TABLE digests")
+    with pytest.raises((LedgerFailed, LedgerUnavailable), match="digests"):
+        await ledger.rehearse(["slack"], now=NOW)
