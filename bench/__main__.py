@@ -40,6 +40,7 @@ ORDER = (
     "render",
     "mail",
     "http",
+    "storm",
     "latency",
     "memory",
     "scale",

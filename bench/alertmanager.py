@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 import yaml
 
+from bench.burst import BATCH, ERRORS, PROJECTS, TIMEOUT, RunResult, StormResult
 from bench.figures import Missing
 from bench.providers import Provider, cores
 from bench.replicas import resident
-from bench.storm import BATCH, PROJECTS, TIMEOUT, RunResult
 from tests.support.service import free_port
 
 COMMAND = "prometheus-alertmanager"
@@ -56,6 +56,24 @@ def carry(count: int, receiver: Mapping[str, Any], provider: Provider) -> RunRes
         return RunResult(arrived.messages, arrived.last - began, _cpu(process) - cpu)
 
 
+def group(count: int, receiver: Mapping[str, Any], provider: Provider, *, interval: int, seconds: float) -> StormResult:
+    """Send `count` alerts, grouped by project and error, and count the messages of the next `seconds`.
+
+    A group's first message waits for a second, and each further one for `interval` seconds.
+    """
+    timing = {"group_by": ["project", "description"], "group_wait": "1s", "group_interval": f"{interval}s"}
+    with _running(receiver, timing) as (url, process):
+        provider.begin()
+        cpu, began = _cpu(process), time.monotonic()
+        for first in range(0, count, BATCH):
+            _post(url, [_alert(number) for number in range(first, min(first + BATCH, count))])
+        time.sleep(seconds)
+        arrived = provider.arrivals()
+        if not arrived.messages:
+            raise RuntimeError("nothing arrived from Alertmanager: this measurement is void")
+        return StormResult(arrived.messages, arrived.first - began, _cpu(process) - cpu)
+
+
 def peak_memory(groups: int, receiver: Mapping[str, Any], provider: Provider) -> float:
     """Peak resident memory in MiB after it has notified of `groups` alert groups, which it still keeps."""
     with _running(receiver) as (url, process):
@@ -78,11 +96,9 @@ def _alert(number: int) -> dict[str, Any]:
             "project": project,
             "domain": "production",
             "severity": "error",
+            "description": ERRORS[number % len(ERRORS)],
         },
-        "annotations": {
-            "summary": f"train-n{number} failed in {project}-production",
-            "description": "ValueError: no such column 'age'",
-        },
+        "annotations": {"summary": f"train-n{number} failed in {project}-production"},
         "startsAt": datetime.now(UTC).isoformat(),
     }
 
@@ -94,12 +110,15 @@ def _post(url: str, alerts: list[dict[str, Any]]) -> None:
         answer.read()
 
 
+SINGLY = {"group_by": ["..."], "group_wait": "0s"}
+"""Each alert is its own group, and is notified at once."""
+
+
 @contextmanager
-def _running(receiver: Mapping[str, Any]) -> Iterator[tuple[str, psutil.Process]]:
+def _running(receiver: Mapping[str, Any], timing: Mapping[str, Any] = SINGLY) -> Iterator[tuple[str, psutil.Process]]:
     with TemporaryDirectory() as folder:
         config = Path(folder, "alertmanager.yml")
-        # Each alert is its own group, notified at once and not repeated.
-        route = {"receiver": "bench", "group_by": ["..."], "group_wait": "0s", "repeat_interval": "24h"}
+        route = {"receiver": "bench", "repeat_interval": "24h", **timing}
         config.write_text(yaml.safe_dump({"route": route, "receivers": [{"name": "bench", **receiver}]}))
         url = f"http://127.0.0.1:{free_port()}"
         process = subprocess.Popen(

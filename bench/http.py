@@ -18,10 +18,10 @@ import aiohttp
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bench import alertmanager
+from bench.burst import PROJECTS, RunResult, carry
 from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Api, Provider, ProviderOptions, running_provider
 from bench.sides import comparison, in_new_process, run_concurrently, without_loss
-from bench.storm import PROJECTS, RunResult, carry
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.renderer import Renderer

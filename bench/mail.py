@@ -17,10 +17,10 @@ from typing import Any
 import aiosmtplib
 
 from bench import alertmanager
+from bench.burst import RunResult, carry
 from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Provider, ProviderOptions, Relay, running_provider
 from bench.sides import comparison, in_new_process, run_concurrently, without_loss
-from bench.storm import RunResult, carry
 from channels.contract import Message
 from channels.email.mime import compose
 from channels.registry import CHANNEL_TYPES

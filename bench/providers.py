@@ -51,8 +51,9 @@ class Arrivals:
     """Connections refused because of the limit."""
     max_open: int
     """The largest number of open connections."""
+    first: float
     last: float
-    """When the last message arrived, in seconds of the monotonic clock."""
+    """When the first and the last message arrived, in seconds of the monotonic clock."""
 
 
 @dataclass(slots=True)
@@ -61,6 +62,7 @@ class _Count:
     identities: set[bytes] = field(default_factory=set)
     refused: int = 0
     max_open: int = 0
+    first: float = 0
     last: float = 0
     open: int = 0
 
@@ -69,7 +71,7 @@ class _Count:
         self.identities.clear()
 
     def arrivals(self) -> Arrivals:
-        return Arrivals(self.messages, len(self.identities), self.refused, self.max_open, self.last)
+        return Arrivals(self.messages, len(self.identities), self.refused, self.max_open, self.first, self.last)
 
 
 class _Server(asyncio.Protocol):
@@ -94,6 +96,8 @@ class _Server(asyncio.Protocol):
     def accept(self, message: bytes, answer: bytes) -> None:
         found = IDENTITY.search(message)
         self.count.messages += 1
+        if self.count.messages == 1:
+            self.count.first = time.monotonic()
         self.count.identities.add(found[found.lastindex or 0] if found else message)
         self.count.last = time.monotonic()
         if self.options.delay:

@@ -10,14 +10,15 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
+from bench.burst import RunResult, cpu_seconds_used
 from bench.figures import Figure, Goal
 from bench.providers import Provider, cores
-from bench.storm import RunResult, cpu_seconds_used
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def in_new_process(work: Callable[..., RunResult], *arguments: Any) -> RunResult:
+def in_new_process(work: Callable[..., Result], *arguments: Any) -> Result:
     """Run `work` in a new process, on the core for measured programs."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_pin_to_core) as process:

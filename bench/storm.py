@@ -1,17 +1,20 @@
-"""Sends a burst of failed executions through the dispatcher, from encoded events to settled deliveries.
+"""A storm of failures of three causes that is told in digests, compared with one message each and with Alertmanager.
 
-Intake and worker are connected as in the service, with a ledger on disk and one channel; the source gives batches from
-memory instead of Kafka. Everything runs in one new process on one core.
+    python -m bench.storm [--rounds 5]
+
+Everybody gets the same failures, and delivers them by mail to 40 recipients: the dispatcher with digests, the dispatcher
+without, and Alertmanager with one group for each recipient and error. Digests and groups both wait for five seconds,
+instead of minutes. Each runs on one core, the relay on another.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import resource
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -19,171 +22,133 @@ from typing import Any
 
 import yaml
 
+from bench import alertmanager
+from bench.burst import ERRORS, PROJECTS, TIMEOUT, StormResult, Topic, cpu_seconds_used, events
+from bench.figures import Figure, Goal, Missing, as_markdown, interleaved
+from bench.providers import Provider, ProviderOptions, Relay, running_provider
+from bench.sides import in_new_process
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import load
-from dispatcher.flyte.encode import EncodedMessage, Format, write
-from dispatcher.intake.source import Batch
-from dispatcher.ledger import Settlement
-from dispatcher.model.delivery import Sent, State
-from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
-from dispatcher.model.phase import Phase
+from dispatcher.flyte.encode import EncodedMessage
+from dispatcher.ledger import Ledger
+from dispatcher.model.delivery import State
 from dispatcher.observability import logs
 from dispatcher.observability.metrics import Metrics
 from dispatcher.runtime import event_loop
 from dispatcher.runtime.parts import Wiring
 
-BATCH = 500
-PROJECTS = 40
-"""Each project has its own recipient."""
-TIMEOUT = 120.0
+FAILURES = 5000
+EVERY = 5
+"""Seconds for which a digest, or a group of Alertmanager, gathers failures."""
+DIGEST = {"after": 3, "within": "10m", "every": f"{EVERY}s"}
+POLL = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """Number of messages, elapsed seconds and CPU seconds of one run."""
-
-    messages: int
-    seconds: float
-    cpu: float
-
-    @property
-    def rate(self) -> float:
-        return self.messages / self.seconds
-
-    @property
-    def cpu_per_message(self) -> float:
-        return self.cpu / self.messages
-
-
-@dataclass(slots=True)
-class _Batch:
-    messages: Sequence[EncodedMessage]
-    undecodable: Sequence[tuple[str, str]] = ()
-    skipped: int = 0
-
-    def position(self, message: EncodedMessage) -> str:
-        return f"bench/0@{message.summary}"
-
-    async def commit(self) -> None:
-        pass
+def figures(rounds: int, *, smoke: bool) -> Iterable[Figure | Missing]:
+    count = 300 if smoke else FAILURES
+    work = f"{count:,} failures of {len(ERRORS)} causes to {PROJECTS} recipients"
+    yield from alertmanager.missing("storm", work)
+    with running_provider(Relay, ProviderOptions()) as relay:
+        contenders = {
+            "digests": partial(_ours, count, relay, DIGEST),
+            "one message each": partial(_ours, count, relay, None),
+        }
+        if alertmanager.installed():
+            contenders["Alertmanager's groups"] = partial(_alertmanager, count, relay)
+        found = interleaved(rounds, contenders)
+    ours = found.pop("digests")
+    for baseline, theirs in found.items():
+        yield from _compared(work, baseline, ours, theirs)
 
 
-@dataclass(slots=True)
-class Topic:
-    """A source of messages in memory, in batches."""
-
-    messages: Sequence[EncodedMessage]
-
-    async def batches(self) -> AsyncGenerator[Batch]:
-        for first in range(0, len(self.messages), BATCH):
-            yield _Batch(self.messages[first : first + BATCH])
-
-    async def wait(self, duration: timedelta) -> bool:
-        raise RuntimeError(f"intake had to wait {duration}: this measurement is void")
-
-    def stop(self) -> None:
-        pass
-
-    async def unready_reason(self) -> str | None:
-        return None
-
-
-def events(count: int) -> list[EncodedMessage]:
-    """Terminal events of failed executions, each with its own launch plan."""
-    now = SystemClock().now()
-    message = (
-        "Traceback (most recent call last):\n\n  File \"train.py\", line 42, in main\nValueError: no such column 'age'"
-    )
-    error = ExecutionError(code="USER:Unknown", message=message, kind="USER")
-    return [
-        write(
-            Event(
-                execution=ExecutionId(project=f"bench{number % PROJECTS}", domain="production", name=f"f{number:06}"),
-                phase=Phase.FAILED,
-                occurred_at=now,
-                launch_plan=EntityId(
-                    project=f"bench{number % PROJECTS}", domain="production", name=f"train.n{number}", version="v1"
-                ),
-                error=error,
-            ),
-            Format.FLYTE_V2,
+def _compared(work: str, baseline: str, ours: Sequence[StormResult], theirs: Sequence[StormResult]) -> Iterator[Figure]:
+    less_cpu = Goal("at most", 1) if baseline == "one message each" else None
+    for what, unit, goal in (("messages", "", None), ("cpu", " s", less_cpu), ("first", " s", None)):
+        yield Figure(
+            path="storm",
+            work=f"{work}: {_SHOWN[what]}",
+            baseline=baseline,
+            ours=[getattr(one, what) for one in ours],
+            theirs=[getattr(one, what) for one in theirs],
+            unit=unit,
+            goal=goal,
         )
-        for number in range(count)
-    ]
 
 
-def carry(count: int, channel: str, section: Mapping[str, Any], recipient: str) -> RunResult:
-    """Deliver `count` events, one message each, in this process. `recipient` has `{}` for the project's number."""
+_SHOWN = {"messages": "messages", "cpu": "CPU in all", "first": "time to the first message"}
+
+
+def _ours(count: int, relay: Provider, digest: Mapping[str, Any] | None) -> StormResult:
+    relay.begin()
+    began, cpu = in_new_process(storm, count, relay.port, digest)
+    arrived = relay.arrivals()
+    if digest is None and arrived.different != count:
+        raise RuntimeError(f"{count} failures became {arrived}: this measurement is void")
+    return StormResult(arrived.messages, arrived.first - began, cpu)
+
+
+def _alertmanager(count: int, relay: Provider) -> StormResult:
+    mail = {"to": "team@example.com", "from": "flyte@example.com", "smarthost": f"127.0.0.1:{relay.port}"}
+    receiver = {"email_configs": [{**mail, "require_tls": False}]}
+    return alertmanager.group(count, receiver, relay, interval=EVERY, seconds=3 * EVERY)
+
+
+def storm(count: int, port: int, digest: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Deliver `count` failures in this process. Returns when they began to be read, and the CPU seconds."""
     logs.configure("json")
     with TemporaryDirectory() as folder:
-        _write_settings(Path(folder), channel, section, recipient)
-        return event_loop.run(_carry(Path(folder), channel, events(count)))
+        _write_settings(Path(folder), port, digest)
+        return event_loop.run(_storm(Path(folder), events(count, ERRORS)))
 
 
-def _write_settings(folder: Path, channel: str, section: Mapping[str, Any], recipient: str) -> None:
-    routes = [
-        {
-            "name": f"bench{project}",
-            "match": {"project": f"bench{project}", "phase": "FAILED"},
-            "notify": [{channel: [recipient.format(project)]}],
-        }
-        for project in range(PROJECTS)
-    ]
-    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": routes}))
+def _write_settings(folder: Path, port: int, digest: Mapping[str, Any] | None) -> None:
+    projects = [f"bench{number}" for number in range(PROJECTS)]
+    routes = [{"name": one, "match": {"project": one, "phase": "FAILED"}, "notify": [one]} for one in projects]
+    options = {} if digest is None else {"digest": digest}
+    email = {"host": "127.0.0.1", "port": port, "security": "none", "from": "Flyte <flyte@example.com>"}
     settings = {
         "ledger": {"url": "sqlite+aiosqlite:///ledger.db"},
         "rules": {"routes": "routes.yaml"},
-        "channels": {channel: section},
+        "contacts": {one: {"email": [f"{one}@example.com"], **options} for one in projects},
+        "channels": {"email": email},
     }
+    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": routes}))
     (folder / "dispatcher.yaml").write_text(yaml.safe_dump(settings))
 
 
-class _SentCounter(Metrics):
-    """Counts sent deliveries with the metrics: querying the ledger instead would distort the measurement."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent = 0
-        self._target = 0
-        self._reached = asyncio.Event()
-
-    def settled(self, settlement: Settlement, lease_held: bool) -> None:  # noqa: FBT001 - as in the base class
-        super().settled(settlement, lease_held)
-        self.sent += lease_held and isinstance(settlement.outcome, Sent)
-        if self.sent >= self._target:
-            self._reached.set()
-
-    async def reach(self, total: int) -> None:
-        """Wait until `total` deliveries are sent. Raises TimeoutError."""
-        self._target = total
-        self._reached.clear()
-        if self.sent < total:
-            async with asyncio.timeout(TIMEOUT):
-                await self._reached.wait()
-
-
-async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> RunResult:
-    settings, sent = load(folder / "dispatcher.yaml"), _SentCounter()
-    wiring = Wiring(settings, SystemClock(), Random(), sent, asyncio.Event(), lambda _: None)
+async def _storm(folder: Path, messages: list[EncodedMessage]) -> tuple[float, float]:
+    stopping = asyncio.Event()
+    wiring = Wiring(load(folder / "dispatcher.yaml"), SystemClock(), Random(), Metrics(), stopping, lambda _: None)
     async with wiring.parts() as parts, asyncio.TaskGroup() as group:
         await parts.ledger.migrate()
-        (worker,), intake = parts.workers, parts.intake
+        (worker,) = parts.workers
         group.create_task(worker.run())
-        await intake.run(Topic(messages[:1]))  # compiles the templates and loads libraries, as a service does once
-        await sent.reach(1)
-        event_loop.freeze_garbage_collector()
-        cpu, began = cpu_seconds_used(), time.perf_counter()
-        await intake.run(Topic(messages[1:]))
-        await sent.reach(len(messages))
-        result = RunResult(len(messages) - 1, time.perf_counter() - began, cpu_seconds_used() - cpu)
-        counts = await parts.ledger.queries.counts()
+        group.create_task(parts.releaser.run())
+        cpu, began = cpu_seconds_used(), time.monotonic()
+        await parts.intake.run(Topic(messages))
+        async with asyncio.timeout(TIMEOUT):
+            while (await _by_state(parts.ledger))[State.WAITING]:  # noqa: ASYNC110 - the ledger tells nobody
+                await asyncio.sleep(POLL)
+        used = cpu_seconds_used() - cpu
+        if dead := (await _by_state(parts.ledger))[State.DEAD]:
+            raise RuntimeError(f"{dead} deliveries are dead: this measurement is void")
         worker.stop()
-    if counts != {(channel, State.SENT): len(messages)}:
-        raise RuntimeError(f"{len(messages)} events became {counts}: this measurement is void")
-    return result
+        stopping.set()
+    return began, used
 
 
-def cpu_seconds_used() -> float:
-    """CPU seconds that this process has used."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+async def _by_state(ledger: Ledger) -> Counter[State]:
+    counted: Counter[State] = Counter()
+    for (_, state), number in (await ledger.queries.counts()).items():
+        counted[state] += number
+    return counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    print(as_markdown(figures(parser.parse_args().rounds, smoke=False)))
+
+
+if __name__ == "__main__":
+    main()
