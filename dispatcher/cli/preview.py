@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,9 @@ from dispatcher.cli._options import Config
 from dispatcher.cli._output import write_json_text, write_line, write_rendered, write_text
 
 if TYPE_CHECKING:
+    from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
+    from dispatcher.model.summary import Summary
     from dispatcher.workbench.sample import Sample, SampleRenderer
 
 
@@ -35,29 +37,33 @@ class _Wanted:
     """The messages to render."""
 
     channels: Sequence[str]
-    events: Sequence[Event]
+    about: Mapping[str, Event | Summary]
+    """What the messages are about, by name, such as `failed` or `digest`."""
     recipient: str
     resolved: bool
     """True for the resolved notices that the events, successes, cause."""
 
-    def messages(self) -> Iterator[tuple[str, str, Event]]:
-        """Yield the name of each message, such as `failed.slack`, with its channel and event."""
-        for event in self.events:
+    def messages(self) -> Iterator[tuple[str, str, Event | Summary]]:
+        """Yield the name of each message, such as `failed.slack`, with its channel and what it is about."""
+        for name, about in self.about.items():
             for channel in self.channels:
-                yield f"{'resolved' if self.resolved else event.phase.lower()}.{channel}", channel, event
+                yield f"{name}.{channel}", channel, about
 
-    def sample(self, renderer: SampleRenderer, channel: str, event: Event) -> Sample:
+    def sample(self, renderer: SampleRenderer, channel: str, about: Event | Summary) -> Sample:
         """Render one message. Raises what `SampleRenderer.render` raises."""
+        from dispatcher.model.event import Event
         from dispatcher.workbench.sample import sample_outage
 
-        outage = sample_outage(event) if self.resolved else None
-        return renderer.render(channel, event, self.recipient, outage)
+        outage = sample_outage(about) if self.resolved and isinstance(about, Event) else None
+        return renderer.render(channel, about, self.recipient, outage)
 
 
 def preview(
     channel: Annotated[str | None, typer.Option(help="The channel.", metavar=CHANNELS, show_default=False)] = None,
     phase: SamplePhase = None,
     resolved: Resolved = False,
+    digest: Annotated[bool, typer.Option("--digest", help="The digest of many executions.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="The summary of what a silence held back.")] = False,
     event: EventFile = None,
     execution: OfExecution = "",
     changes: Annotated[
@@ -75,7 +81,9 @@ def preview(
     output: Annotated[
         Path | None, typer.Option(help="Write to this file; with --all, to this folder.", show_default=False)
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Render every channel and phase, with an index page.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Render every channel and phase, digest and summary, with an index page.")
+    ] = False,
     diff: Annotated[
         Path | None,
         typer.Option(
@@ -94,32 +102,40 @@ def preview(
     """Render messages without sending them. Exit status 1 if a provider would refuse one of the messages."""
     from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
-    from dispatcher.model.phase import TERMINAL
+    from dispatcher.model.event import Event
+    from dispatcher.model.hold import HoldReason
     from dispatcher.parsing.nearest import no_such
-    from dispatcher.rendering.samples import sample_event
-    from dispatcher.workbench.sample import SampleRenderer, with_changes
+    from dispatcher.rendering.samples import sample_summary
+    from dispatcher.workbench.sample import SampleRenderer
 
     if channel is not None and channel not in CHANNEL_TYPES:
         raise typer.BadParameter(no_such("channel", channel, CHANNEL_TYPES))
-    if serve and resolved:
-        raise typer.BadParameter("--resolved is a phase to choose on the page of --serve: leave it out")
+    if serve and (resolved or digest or summary):
+        raise typer.BadParameter(
+            "--resolved, --digest and --summary are to choose on the page of --serve: leave them out"
+        )
+    of_event = bool(phase or resolved or event is not None or execution or changes)
+    if digest + summary + of_event > 1:
+        raise typer.BadParameter("give only one of --digest, --summary, and what chooses or changes an event")
     if channel is None and not (every or serve):
         raise typer.BadParameter(f"give --channel {', '.join(CHANNEL_TYPES)}, or --all")
     settings = load(config)
-    if every and event is None and not execution and not resolved:
-        chosen = [sample_event(one) for one in sorted(TERMINAL)]
-    else:
-        chosen = [chosen_event(settings, event, execution, phase, resolved=resolved)]
-    events = [with_changes(one, changes or ()) for one in chosen]
-    for one in events:
-        require_phase(one.phase, resolved=resolved)
+    about: dict[str, Event | Summary] = {}
+    if not digest and not summary:
+        about |= _events(settings, phase, event, execution, changes or (), resolved=resolved, every=every)
     if serve:
         from dispatcher.workbench.server import run
 
-        run(settings, events[0], port, lambda url: write_line(f"edit templates at {url} (Ctrl+C stops the server)"))
+        first = next(one for one in about.values() if isinstance(one, Event))
+        run(settings, first, port, lambda url: write_line(f"edit templates at {url} (Ctrl+C stops the server)"))
         return
+    both = every and not of_event and not digest and not summary
+    if digest or both:
+        about["digest"] = sample_summary(HoldReason.DIGEST)
+    if summary or both:
+        about["summary"] = sample_summary(HoldReason.SILENCE)
     renderer = SampleRenderer(settings)
-    wanted = _Wanted([channel] if channel is not None else renderer.channels, events, recipient, resolved)
+    wanted = _Wanted([channel] if channel is not None else renderer.channels, about, recipient, resolved)
     if diff is not None:
         _show_difference(renderer, SampleRenderer(settings, [diff]), wanted)
     elif every:
@@ -128,6 +144,31 @@ def preview(
         _exit_with(_write_all(renderer, wanted, output))
     else:
         _show(renderer, wanted, form, output)
+
+
+def _events(
+    settings: Settings,
+    phase: str | None,
+    file: Path | None,
+    execution: str,
+    changes: Sequence[str],
+    *,
+    resolved: bool,
+    every: bool,
+) -> dict[str, Event]:
+    """Return the events that the options choose, by the names of their messages. Raises BadParameter."""
+    from dispatcher.model.phase import TERMINAL
+    from dispatcher.rendering.samples import sample_event
+    from dispatcher.workbench.sample import with_changes
+
+    if every and file is None and not execution and not resolved:
+        chosen = [sample_event(one) for one in sorted(TERMINAL)]
+    else:
+        chosen = [chosen_event(settings, file, execution, phase, resolved=resolved)]
+    events = [with_changes(one, changes) for one in chosen]
+    for one in events:
+        require_phase(one.phase, resolved=resolved)
+    return {"resolved" if resolved else one.phase.lower(): one for one in events}
 
 
 def _exit_with(problems: Iterator[str]) -> None:
@@ -144,9 +185,9 @@ def _show(renderer: SampleRenderer, wanted: _Wanted, form: Form, output: Path | 
     """Print or write the one message that is wanted. Exit with status 1 if its provider would refuse it."""
     from channels.contract import UnknownRecipient
 
-    ((_, channel, event),) = wanted.messages()
+    ((_, channel, about),) = wanted.messages()
     try:
-        sample = wanted.sample(renderer, channel, event)
+        sample = wanted.sample(renderer, channel, about)
     except UnknownRecipient as error:
         hint = renderer.contacts.hint(wanted.recipient, "preview")
         raise typer.BadParameter(f"{wanted.recipient}: {error.reason}{hint}") from None
@@ -190,9 +231,9 @@ def _write_all(renderer: SampleRenderer, wanted: _Wanted, folder: Path) -> Itera
 
     folder.mkdir(parents=True, exist_ok=True)
     entries: list[tuple[str, list[str], list[str]]] = []
-    for name, channel, event in wanted.messages():
+    for name, channel, about in wanted.messages():
         try:
-            sample = wanted.sample(renderer, channel, event)
+            sample = wanted.sample(renderer, channel, about)
         except TemplateError as error:
             entries.append((name, [], [str(error)]))
             yield f"{name}: {error}"
@@ -210,9 +251,9 @@ def _show_difference(current: SampleRenderer, changed: SampleRenderer, wanted: _
     from dispatcher.workbench.sample import difference
 
     differences, refusals = [], []
-    for name, channel, event in wanted.messages():
-        after = wanted.sample(changed, channel, event)
-        differences.append(difference(wanted.sample(current, channel, event), after, name))
+    for name, channel, about in wanted.messages():
+        after = wanted.sample(changed, channel, about)
+        differences.append(difference(wanted.sample(current, channel, about), after, name))
         refusals += [f"{name}: {channel} would refuse this: {problem}" for problem in after.problems]
     write_text("".join(differences) or "nothing would change\n")
     _exit_with(iter(refusals))

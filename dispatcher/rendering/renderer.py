@@ -163,13 +163,7 @@ class Renderer:
         """
         with self._lock:
             templates = self._templates_of(channel).of_summaries
-            for extent in EXTENTS:
-                context = summary_context(summary, extent, self._links, severity=severity, zone=zone or self._timezone)
-                if undelivered:
-                    context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
-                content = self._built_in.render(templates, context)
-                if not templates.form.problems(content):
-                    break
+            context, content = self._fitting(templates, summary, severity, zone, undelivered)
             key = self._operator.key_of(None, recipient, folders)
             return self._operator.render(channel, templates, context, key) or content
 
@@ -188,11 +182,28 @@ class Renderer:
         Raises TemplateError, with file and line, if a template fails.
         """
         templates = self._templates_of(channel).of_summaries
-        compiled = self._operator.of(self._operator.key_of(None, recipient, folders)) or self._built_in
-        zone = zone or self._timezone
-        return compiled.render(
-            templates, summary_context(summary, EXTENTS[0], self._links, severity=severity, zone=zone)
-        )
+        compiled = self._operator.of(self._operator.key_of(None, recipient, folders))
+        context, content = self._fitting(templates, summary, severity, zone)
+        return compiled.render(templates, context) if compiled is not None else content
+
+    def summary_variables(self, channel: str, summary: Summary, *, zone: tzinfo | None = None) -> Context:
+        """Return the variables that templates get of a digest or summary. The arguments are those of `render_summary`."""
+        return self._fitting(self._templates_of(channel).of_summaries, summary, "", zone)[0]
+
+    def _fitting(
+        self, templates: Templates, summary: Summary, severity: str, zone: tzinfo | None, undelivered: str = ""
+    ) -> tuple[Context, Content]:
+        """Return the variables of the largest extent with which the built-in message is within the provider's limits, and
+        that message.
+        """
+        for extent in EXTENTS:
+            context = summary_context(summary, extent, self._links, severity=severity, zone=zone or self._timezone)
+            if undelivered:
+                context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
+            content = self._built_in.render(templates, context)
+            if not templates.form.problems(content):
+                break
+        return context, content
 
     def change(self, channel: str, event: Event) -> Content:
         """Render a channel's change event for the first execution of a launch plan's new version.

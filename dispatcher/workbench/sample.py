@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import unified_diff
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import Outage, delivery_key
 from dispatcher.model.event import Event
 from dispatcher.model.severity import highest
+from dispatcher.model.summary import Summary
 from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.planning.contacts import Contacts, Recipient
 from dispatcher.preview.html import headline, page, plain_text
@@ -101,15 +102,14 @@ class SampleRenderer:
         """The contacts in the settings."""
         return make_contacts(self._settings)
 
-    def variables(self, event: Event, outage: Outage | None = None) -> list[Variable]:
-        """Return the variables that templates get for the event, with their meanings and values.
+    def variables(self, channel: str, about: Event | Summary, outage: Outage | None = None) -> list[Variable]:
+        """Return the variables that templates get, with their meanings and values. The arguments are those of `render`."""
+        if isinstance(about, Summary):
+            return [*variables(self._renderer.summary_variables(channel, about))]
+        return [*variables(self._renderer.variables(about, outage))]
 
-        `outage`: what the message resolves, if it is a resolved notice.
-        """
-        return [*variables(self._renderer.variables(event, outage))]
-
-    def render(self, channel: str, event: Event, recipient: str = "", outage: Outage | None = None) -> Sample:
-        """Render the message that the channel would send.
+    def render(self, channel: str, about: Event | Summary, recipient: str = "", outage: Outage | None = None) -> Sample:
+        """Render the message that the channel would send about an event, or of a digest or summary.
 
         `recipient`: the recipient as a rule writes it. If it is empty, a recipient from the channel's settings is used,
         or else an example. `outage`: what the message resolves, if it is a resolved notice.
@@ -127,21 +127,15 @@ class SampleRenderer:
         address = opened.address(recipient) if recipient else "example"
         contacts = make_contacts(self._settings, {channel: opened})
         options = contacts.options(channel, address)
-        content = self._renderer.draft(
-            channel,
-            event,
-            recipient=recipient,
-            outage=outage,
-            folders=options.templates,
-            zone=options.timezone,
-            severity=highest(options.severity, *self._severities(event, contacts, (channel, recipient))),
-        )
-        message = Message(
-            key=delivery_key(event.key, channel, (address,)),
-            recipients=(address,),
-            content=content,
-            created_at=event.occurred_at,
-        )
+        draft: Callable[..., Content]
+        if isinstance(about, Summary):
+            draft, severity, at = partial(self._renderer.draft_summary, channel, about), options.severity, about.until
+        else:
+            draft, at = partial(self._renderer.draft, channel, about, outage=outage), about.occurred_at
+            severity = highest(options.severity, *self._severities(about, contacts, (channel, recipient)))
+        content = draft(recipient=recipient, folders=options.templates, zone=options.timezone, severity=severity)
+        key = delivery_key(about.key, channel, (address,))
+        message = Message(key=key, recipients=(address,), content=content, created_at=at)
         return Sample(channel, kind, content, opened.wire_preview(message).body)
 
     def _severities(self, event: Event, contacts: Contacts, to: Recipient) -> Iterator[str]:

@@ -33,10 +33,12 @@ from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError
 from dispatcher.model.delivery import Outage
 from dispatcher.model.event import Event
+from dispatcher.model.hold import HoldReason
 from dispatcher.model.phase import TERMINAL
+from dispatcher.model.summary import Summary
 from dispatcher.parsing.validation_errors import every_problem
 from dispatcher.rendering.folders import built_in_folder
-from dispatcher.rendering.samples import sample_event
+from dispatcher.rendering.samples import sample_event, sample_summary
 from dispatcher.runtime.wiring import opened_send_test
 from dispatcher.web.auth.access import is_foreign
 from dispatcher.web.server import serving
@@ -62,8 +64,14 @@ class _Wanted(BaseModel):
     """The recipient as a rule writes it; empty for an example."""
     resolved: bool = False
     """True for the resolved notice that the event, a success, causes."""
+    summary: HoldReason | None = None
+    """Set for a digest, or for the summary of what a silence or quiet hours held. The event then does not matter."""
     to: str = ""
     """To whom the message is sent, as a rule writes it."""
+
+    @property
+    def about(self) -> Event | Summary:
+        return sample_summary(self.summary) if self.summary is not None else self.event
 
     @property
     def outage(self) -> Outage | None:
@@ -149,7 +157,7 @@ class Workbench:
             wanted = await _wanted(request)
         except DispatcherError as error:
             return _json(error=str(error))
-        variables = [asdict(one) for one in self._renderer.variables(wanted.event, wanted.outage)]
+        variables = [asdict(one) for one in self._renderer.variables(wanted.channel, wanted.about, wanted.outage)]
         try:
             return _json(variables=variables, **_forms(await self._sample(wanted)))
         except DispatcherError as error:
@@ -161,6 +169,8 @@ class Workbench:
             return _json(accepted=False, message="this request comes from another site's page")
         try:
             wanted = await _wanted(request)
+            if wanted.summary is not None:
+                raise DispatcherError("a test is a message about an execution: choose a phase")
             if problems := (await self._sample(wanted)).problems:
                 raise DispatcherError("; ".join(problems))
             async with opened_send_test(self._settings, SystemClock()) as test:
@@ -176,7 +186,7 @@ class Workbench:
         try:
             # In a thread, because an own template may take seconds until it is stopped.
             return await asyncio.to_thread(
-                self._renderer.render, wanted.channel, wanted.event, wanted.recipient, wanted.outage
+                self._renderer.render, wanted.channel, wanted.about, wanted.recipient, wanted.outage
             )
         except UnknownRecipient as error:
             raise DispatcherError(f"this recipient can't be served: {error.reason}") from None

@@ -184,11 +184,23 @@ async def test_preview_renders_the_resolved_notice_of_a_success(tmp_path: Path) 
         assert (status, "--resolved" in err) == (2, True)
 
 
+async def test_preview_renders_digests_and_summaries(tmp_path: Path) -> None:
+    status, out, err = await command("preview", "--channel", "teams", "--format", "text", "--digest")
+    assert (status, "297 failed" in out, "in 15 minutes" in out) == (0, True, True), err
+    written = await command("preview", "--channel", "email", "--summary", "--all", "--output", str(tmp_path / "all"))
+    names = {file.name for file in (tmp_path / "all").iterdir()}
+    assert (written[0], names) == (0, {"index.html", *(f"summary.email.{form}" for form in ("eml", "html", "txt"))})
+    assert "280 further failures were resolved" in (tmp_path / "all" / "summary.email.txt").read_text()
+    for given in (("--digest", "--phase", "FAILED"), ("--digest", "--summary"), ("--serve", "--digest")):
+        status, _, err = await command("preview", "--channel", "slack", *given)
+        assert (status, "--digest" in err) == (2, True)
+
+
 async def test_preview_all_writes_every_message_and_an_index_page(tmp_path: Path) -> None:
     status, _, err = await command("preview", "--all", "--output", str(tmp_path / "all"))
     assert (status, "index.html" in err) == (0, True)
     written = {file.name for file in (tmp_path / "all").iterdir()}
-    for phase in ("succeeded", "failed", "aborted", "timed_out"):
+    for phase in ("succeeded", "failed", "aborted", "timed_out", "digest", "summary"):
         assert {f"{phase}.email.{ending}" for ending in ("eml", "html", "txt")} <= written
         assert {
             f"{phase}.{name}.{ending}" for name in ("slack", "pagerduty") for ending in ("json", "html", "txt")

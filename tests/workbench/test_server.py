@@ -171,6 +171,12 @@ async def test_an_author_edits_a_template_sees_the_variables_shares_a_link_and_s
     await expect(variables.locator("dt", has_text="principal").locator("+ dd")).to_have_text("jane.doe")
     await expect(variables.locator("dt", has_text="down_for").locator("+ dd")).to_have_text("empty")
 
+    await page.get_by_label("Phase").select_option("digest")
+    await expect(message(page).locator(".slack h3")).to_contain_text("297 failed")
+    await expect(variables.locator("dt", has_text="summary.kind").locator("+ dd")).to_have_text("digest")
+    await page.get_by_label("Me, as a rule writes me").fill("#jane")
+    await page.get_by_role("button", name="Send to me").click()
+    await expect(page.locator("#sent")).to_contain_text("not sent: a test is a message about an execution")
     await page.get_by_label("Phase").select_option("resolved")
     await expect(variables.locator("dt", has_text="down_for").locator("+ dd")).to_have_text("5 hours")
     event = page.get_by_label("Event", exact=True)

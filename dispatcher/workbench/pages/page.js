@@ -3,6 +3,8 @@
 "use strict";
 const element = (id) => document.getElementById(id);
 const selected = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+// The phases for which the page shows a message about several events.
+const SUMMARIES = ["digest", "window", "silence"];
 const CHOICES = ["channel", "view", "width", "scheme"];
 let sample = null;
 let loadedEvent = "";
@@ -59,8 +61,11 @@ async function restoreState() {
 
 function form() {
   const event = JSON.parse(element("event").value);
-  const resolved = element("phase").value === "resolved";
-  return { channel: selected("channel"), recipient: element("recipient").value, resolved, event };
+  const phase = element("phase").value;
+  const summary = SUMMARIES.includes(phase) ? phase : null;
+  return {
+    channel: selected("channel"), recipient: element("recipient").value, resolved: phase === "resolved", summary, event,
+  };
 }
 
 async function post(path, data) {
@@ -91,7 +96,9 @@ async function request() {
 
 async function load(edited) {
   const phase = element("phase").value;
-  const response = await fetch(`/events/${phase === "resolved" ? "succeeded" : phase}`);
+  element("event").disabled = SUMMARIES.includes(phase);
+  const sampled = phase === "resolved" ? "succeeded" : SUMMARIES.includes(phase) ? "failed" : phase;
+  const response = await fetch(`/events/${sampled}`);
   loadedEvent = JSON.stringify((await response.json()).event, null, 2);
   element("event").value = edited || loadedEvent;
   await request();
