@@ -47,7 +47,13 @@ def _changes(action: Action) -> dict[str, Any]:
         case Deed.REDRIVE:
             return {**anew, "state": State.WAITING, "due_at": at, "settled_at": None}
         case Deed.RETRY_NOW:  # a slot of the rate limit is kept, because a new one would be later
-            return {**anew, **no_lease, "due_at": case((deliveries.c.slot_reserved, deliveries.c.due_at), else_=at)}
+            unheld = {"hold": None, "held_by": None, "hold_then": None, "note": _NOTE_IF_HELD}
+            return {
+                **anew,
+                **no_lease,
+                **unheld,
+                "due_at": case((deliveries.c.slot_reserved, deliveries.c.due_at), else_=at),
+            }
         case Deed.CANCEL:
             return {**dropped, **no_lease, "drop_reason": DropReason.CANCELLED, "reason": f"cancelled {who}"}
         case Deed.DISMISS:
@@ -55,6 +61,11 @@ def _changes(action: Action) -> dict[str, Any]:
             return {**dropped, "drop_reason": DropReason.DISMISSED, "reason": reason}
         case Deed.REPLAY | Deed.PURGE | Deed.SILENCE | Deed.END_SILENCE | Deed.EXTEND_SILENCE:
             raise AssertionError(f"{action.what} changes no delivery")
+
+
+_NOTE_IF_HELD = case(
+    (deliveries.c.hold.is_not(None), literal("held until an operator released it")), else_=deliveries.c.note
+)
 
 
 def insert_action(connection: Connection, action: Action, *concerned: ColumnElement[bool]) -> int:

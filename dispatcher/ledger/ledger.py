@@ -250,8 +250,8 @@ class Ledger:
         """Redrive, retry now, cancel or dismiss the deliveries that match the filter, as `action.what` says.
 
         - redrive: dead deliveries are due at once, with a new retry budget.
-        - retry now: waiting deliveries are due at once, and back off anew. They overtake neither their thread nor the
-          rate limit nor a circuit breaker.
+        - retry now: waiting deliveries are due at once, and back off anew. Nothing holds them any more, but they overtake
+          neither their thread nor the rate limit nor a circuit breaker.
         - cancel: waiting deliveries are dropped; dismiss: dead ones are. No fallback is notified of them.
 
         Leaves out deliveries that a worker is sending. Returns the number of changed deliveries. A delivery in doubt

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Row, Select, func, literal, select, union_
 
 from dispatcher.ledger.claim import DUE
 from dispatcher.ledger.engine import Database
+from dispatcher.ledger.holds import IS_HELD
 from dispatcher.ledger.records import (
     Activity,
     Backlog,
@@ -156,19 +157,25 @@ class Queries:
         return sorted(activity, key=lambda one: (one.at, one.id))
 
     async def status(self) -> LedgerStatus:
-        """Count the waiting and dead deliveries and the rejected messages."""
-        state, at = deliveries.c.state, deliveries.c.created_at
+        """Count the waiting, held and dead deliveries and the rejected messages."""
+        state, at, hold = deliveries.c.state, deliveries.c.created_at, deliveries.c.hold
         done_at = func.coalesce(rejected.c.replayed_at, rejected.c.dismissed_at).label("done_at")
         newest = select(done_at).order_by(rejected.c.received_at.desc()).limit(MAX_COUNT + 1).subquery()
         async with self._database.reading() as connection:
-            waiting, dead = [
-                await _count(connection, select(literal(1)).where(state == literal(one.value)).limit(MAX_COUNT + 1))
-                for one in (State.WAITING, State.DEAD)
+            of_state = {one: state == literal(one.value) for one in (State.WAITING, State.DEAD)}
+            waiting, held, dead = [
+                await _count(connection, select(literal(1)).where(*conditions).limit(MAX_COUNT + 1))
+                for conditions in (
+                    (of_state[State.WAITING], hold.is_(None)),
+                    IS_HELD,
+                    (of_state[State.DEAD],),
+                )
             ]
             done = (await connection.scalars(select(newest.c.done_at))).all()
-            oldest = select(at).where(state == literal(State.WAITING.value)).order_by(at).limit(1)
+            oldest = select(at).where(of_state[State.WAITING], hold.is_(None)).order_by(at).limit(1)
             return LedgerStatus(
                 waiting=waiting,
+                held=held,
                 dead=dead,
                 rejected=Count(number=sum(one is None for one in done[:MAX_COUNT]), more=len(done) > MAX_COUNT),
                 oldest_waiting=await connection.scalar(oldest),
@@ -222,34 +229,41 @@ class Queries:
         return {(row.channel, row.state): row.number for row in rows}
 
     async def backlog(self, *, now: datetime) -> Mapping[str, Backlog]:
-        """Return the backlog of each channel. Cheap, because it reads only indexes of waiting and dead deliveries."""
-        channel, number = deliveries.c.channel, func.count()
+        """Return the backlog of each channel. Cheap, because it reads indexes of waiting and dead deliveries, and rows
+        only of held ones.
+        """
+        channel, number, at = deliveries.c.channel, func.count(), deliveries.c.created_at
         waiting = deliveries.c.state == State.WAITING
         queries = (
-            select(channel, func.min(deliveries.c.created_at), number).where(waiting).group_by(channel),
+            select(channel, number).where(waiting).group_by(channel),
+            select(channel, number).where(*IS_HELD).group_by(channel),
             select(channel, number).where(deliveries.c.state == State.DEAD).group_by(channel),
             select(destinations.c.channel, number)
             .where(destinations.c.failures >= FAILURES_TO_OPEN)
             .group_by(destinations.c.channel),
         )
         due: dict[str, int] = {}
+        oldest: dict[str, datetime | None] = {}
         async with self._database.reading() as connection:
-            waiting_by_channel, dead, open_breakers = [
-                {row[0]: row[1:] for row in await connection.execute(one)} for one in queries
+            unfinished, held, dead, open_breakers = [
+                Counter({row[0]: row[1] for row in await connection.execute(one)}) for one in queries
             ]
-            for name in waiting_by_channel:
-                due_rows = select(channel).where(channel == name, waiting, deliveries.c.due_at <= now)
+            for name in unfinished:
+                unheld = (channel == name, waiting, deliveries.c.hold.is_(None))
+                oldest[name] = await connection.scalar(select(at).where(*unheld).order_by(at).limit(1))
+                due_rows = select(channel).where(*unheld, deliveries.c.due_at <= now)
                 counted = due_rows.limit(DUE_COUNTED).subquery()
                 due[name] = await connection.scalar(select(number).select_from(counted)) or 0
         return {
             name: Backlog(
-                oldest=waiting_by_channel[name][0] if name in waiting_by_channel else None,
-                waiting=waiting_by_channel[name][1] if name in waiting_by_channel else 0,
+                oldest=oldest.get(name),
+                waiting=unfinished[name] - held[name],
                 due=due.get(name, 0),
-                dead=dead[name][0] if name in dead else 0,
-                open_breakers=open_breakers[name][0] if name in open_breakers else 0,
+                dead=dead[name],
+                open_breakers=open_breakers[name],
+                held=held[name],
             )
-            for name in waiting_by_channel.keys() | dead.keys() | open_breakers.keys()
+            for name in unfinished.keys() | dead.keys() | open_breakers.keys()
         }
 
     async def overdue(self, channel: str, *, before: datetime) -> bool:
@@ -338,7 +352,9 @@ def _bucket_counts(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
 def _bucket_lags(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
     parts = []
     for at, bound in enumerate(bounds):
-        sent = select(deliveries.c.settled_at, deliveries.c.occurred_at).where(*_created_between(State.SENT, *bound))
+        sent = select(deliveries.c.settled_at, deliveries.c.occurred_at).where(
+            *_created_between(State.SENT, *bound), deliveries.c.held_since.is_(None)
+        )
         sample = sent.order_by(deliveries.c.created_at.desc()).limit(LAG_SAMPLE).subquery(f"sample_{at}")
         parts.append(select(literal(at).label("bucket"), sample.c.settled_at, sample.c.occurred_at))
     return union_all(*parts)

@@ -176,7 +176,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Numbers of one channel's waiting and dead deliveries."""
+    """Numbers of one channel's waiting and dead deliveries. Held ones count in `held` alone."""
 
     oldest: datetime | None = None
     """When the oldest waiting delivery was created."""
@@ -186,6 +186,8 @@ class Backlog:
     dead: int = 0
     open_breakers: int = 0
     """Number of destinations whose circuit breaker is open."""
+    held: int = 0
+    """Number of deliveries that silences, quiet hours and digests hold back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,11 +378,13 @@ class LedgerStatus:
     """The numbers at the top of the console."""
 
     waiting: Count
+    """Without those that are held."""
+    held: Count
     dead: Count
     rejected: Count
     """Number of rejected messages that were not replayed. Only the newest `queries.MAX_COUNT` rejected messages are counted."""
     oldest_waiting: datetime | None
-    """When the oldest waiting delivery was created."""
+    """When the oldest waiting delivery that is not held was created."""
     newest_event: datetime | None
     """When the newest event was recorded."""
 
@@ -394,8 +398,8 @@ class TimeBucket:
     by_state: Mapping[State, int]
     """The number of deliveries in each state."""
     lags: Sequence[timedelta]
-    """The lags of the newest `queries.LAG_SAMPLE` sent deliveries, in ascending order. A lag is the time from the event's
-    `occurred_at` until the provider accepted the message."""
+    """The lags of the newest `queries.LAG_SAMPLE` sent deliveries that were not held, in ascending order. A lag is the
+    time from the event's `occurred_at` until the provider accepted the message."""
 
     def lag(self, quantile: float) -> float | None:
         """Return a quantile of the lags in seconds, for example 0.5 for the median; None if no delivery was sent."""

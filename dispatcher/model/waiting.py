@@ -8,12 +8,19 @@ from datetime import datetime
 from enum import StrEnum
 
 from dispatcher.model.delivery import Delivery, State
+from dispatcher.model.hold import HoldReason
 from dispatcher.model.replica import Replica
 
 
 class WaitKind(StrEnum):
     """What a delivery can wait for."""
 
+    SILENCE = "silence"
+    """The end of a silence that holds it."""
+    WINDOW = "window"
+    """The end of quiet hours that hold it."""
+    DIGEST = "digest"
+    """The close of the digest whose member it is."""
     LEASE = "lease"
     """A replica is sending it, or has crashed and its lease still runs."""
     THREAD = "thread"
@@ -57,6 +64,8 @@ def waits_for(
     """
     if delivery.state is not State.WAITING:
         return []
+    if delivery.hold is not None:  # nothing else matters until it is released
+        return [_held(delivery.hold, delivery.held_by, delivery.due_at)]
     if delivery.lease is not None and delivery.due_at > now:
         owner = delivery.lease.removesuffix(f":{delivery.channel}")
         return [
@@ -70,6 +79,17 @@ def waits_for(
     serving = [one for one in replicas if one.seen(now) and delivery.channel in one.channels]
     found = [*_thread(earlier), *_breaker(delivery.channel, serving), *_due_time(delivery, now, paused=paused)]
     return found or [_worker(delivery.channel, serving)]
+
+
+def _held(hold: HoldReason, by: str, until: datetime) -> Wait:
+    match hold:
+        case HoldReason.SILENCE:
+            text = f"the end of silence {by}" if by else "the silences to be looked at"
+            return Wait(kind=WaitKind.SILENCE, text=text, until=until)
+        case HoldReason.WINDOW:
+            return Wait(kind=WaitKind.WINDOW, text=f"the end of the quiet hours of {by}", until=until)
+        case HoldReason.DIGEST:
+            return Wait(kind=WaitKind.DIGEST, text="the close of its digest", until=until)
 
 
 def _thread(earlier: str | None) -> Iterator[Wait]:

@@ -172,7 +172,9 @@ class Metrics:
             "deliveries", "Deliveries that reached a final state: sent, dead or dropped.", "channel", "outcome"
         )
         self._lag = self._histogram(
-            "delivery_lag_seconds", "Time from the event's own timestamp to the provider's acceptance.", _LAG_SECONDS
+            "delivery_lag_seconds",
+            "Time from the event's own timestamp to the provider's acceptance, unless it was held.",
+            _LAG_SECONDS,
         )
         self._lost_leases = self._counter(
             "lost_leases", "Attempts that finished after their lease was lost; their outcome did not count.", "channel"
@@ -233,7 +235,7 @@ class Metrics:
             self._deliveries.labels(channel, outcome).inc()
         self._count_undeliverable(settlement.follow_ups)
         self._count_owner("unreachable", settlement.unresolved_owner)
-        if outcome == "sent" and not settlement.delivery.fallback_for:
+        if outcome == "sent" and not settlement.delivery.fallback_for and settlement.delivery.held_since is None:
             lag = _seconds(settlement.ended_at - settlement.delivery.occurred_at)
             self._lag.labels(channel).observe(lag)
 
@@ -265,7 +267,7 @@ class Metrics:
 
     def _declare_ledger(self) -> None:
         self._waiting = self._gauge(
-            "deliveries_waiting", "Deliveries in the ledger that are neither sent, dead nor dropped.", "channel"
+            "deliveries_waiting", "Deliveries in the ledger that are neither sent, dead, dropped nor held.", "channel"
         )
         self._due = self._gauge(
             "deliveries_due", "Waiting deliveries that are due and not claimed; counted up to 10000.", "channel"

@@ -103,8 +103,8 @@ def removed_channels(settings: Settings, backlog: Mapping[str, Backlog]) -> Iter
     `backlog`: the result of `Ledger.backlog`.
     """
     for name, found in sorted(backlog.items()):
-        if found.waiting and name not in settings.channel_sections:
-            number = "1 delivery waits" if found.waiting == 1 else f"{found.waiting} deliveries wait"
+        if (waiting := found.waiting + found.held) and name not in settings.channel_sections:
+            number = "1 delivery waits" if waiting == 1 else f"{waiting} deliveries wait"
             yield f"{number} for the channel {name}, which is not in the settings: add channels.{name} to send them"
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dispatcher.holding.silences import Silence
-from dispatcher.ledger import Filter, Ledger, RecordedEvent
+from dispatcher.ledger import Deed, Filter, Ledger, RecordedEvent
 from dispatcher.model.delivery import Delivery, DropReason, Kind, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.hold import HoldReason, Quiet, Then
 from dispatcher.model.phase import Phase
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, a_silence, an_event
-from tests.support.ledger_steps import MINUTE, SENT, claim, claim_slack, recorded, settlement
+from tests.support.ledger_steps import MINUTE, SENT, an_action, claim, claim_slack, recorded, settlement
 
 PLAN = a_launch_plan()
 LATER = NOW + 60 * MINUTE
@@ -164,3 +164,15 @@ async def test_a_success_that_a_rule_asks_for_is_held_and_never_superseded(ledge
     await ledger.record([replace(asked, deliveries=[mail], silences=[a_silence()])], [], now=NOW)
     await ledger.record([success("c", 9)], [], now=NOW)
     assert states(await stored(ledger)) == {"b x@x.com": "held"}
+
+
+async def test_operators_release_or_cancel_what_is_held(ledger: Ledger) -> None:
+    await ledger.record([failure("a", 0, a_silence(), to=("x@x.com", "y@x.com"))], [], now=NOW)
+    one, other = [(await stored(ledger))[f"a {to}@x.com"].key for to in "xy"]
+    assert await ledger.change(Filter(keys=[one]), an_action(Deed.RETRY_NOW)) == 1
+    assert await ledger.change(Filter(keys=[other]), an_action(Deed.CANCEL)) == 1
+
+    (released,) = await claim(ledger)
+    assert (released.key, released.hold, released.held_by) == (one, None, "")
+    assert (released.held_since, released.note) == (NOW, "held until an operator released it")
+    assert states(await stored(ledger)) == {"a x@x.com": "waiting", "a y@x.com": "cancelled"}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dispatcher.model.delivery import Delivery, State
+from dispatcher.model.hold import HoldReason
 from dispatcher.model.replica import Replica, worker_id
 from dispatcher.model.waiting import Wait, WaitKind, waits_for
 from tests.support.builders import NOW, SECOND, a_delivery, a_replica
@@ -34,6 +35,18 @@ def test_a_claimed_delivery_waits_for_the_replica_that_sends_it_and_for_nothing_
     assert (wait.kind, wait.until, wait.replicas) == (WaitKind.LEASE, LATER, ["a:1"])
     assert wait.text == "replica a:1, which is sending it"
     assert [one.kind for one in waits(claimed._replace(due_at=NOW), WELL)] == [WaitKind.WORKER], "the lease has run out"
+
+
+def test_a_held_delivery_waits_for_the_end_of_its_hold_and_for_nothing_else() -> None:
+    texts = {
+        (HoldReason.SILENCE, "5f0c"): "the end of silence 5f0c",
+        (HoldReason.SILENCE, ""): "the silences to be looked at",
+        (HoldReason.WINDOW, "contact ml"): "the end of the quiet hours of contact ml",
+        (HoldReason.DIGEST, "d1"): "the close of its digest",
+    }
+    for (hold, by), text in texts.items():
+        (wait,) = waits(a_delivery(hold=hold, held_by=by, due_at=LATER), OPEN, earlier="k", paused=True)
+        assert (wait.kind, wait.until, wait.text) == (WaitKind(hold), LATER, text)
 
 
 def test_the_breaker_is_waited_for_only_where_it_is_open_in_every_replica_that_was_seen_lately() -> None:

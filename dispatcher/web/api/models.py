@@ -426,14 +426,19 @@ class RejectedMessages(EntryPage[RejectedMessage]):
 
 
 class Status(_Response):
-    """How many deliveries are waiting or dead, and how many messages were rejected."""
+    """How many deliveries are waiting, held or dead, and how many messages were rejected."""
 
-    waiting: BoundedCount
+    waiting: Annotated[BoundedCount, Field(description="Without those that are held.")]
+    held: Annotated[
+        BoundedCount, Field(description="Waiting deliveries that silences, quiet hours and digests hold back.")
+    ]
     dead: BoundedCount
     rejected: Annotated[
         BoundedCount, Field(description="Messages that were not replayed, among the newest 10,000 rejected ones.")
     ]
-    oldest_waiting: Annotated[datetime | None, Field(description="When the oldest waiting delivery was created.")]
+    oldest_waiting: Annotated[
+        datetime | None, Field(description="When the oldest waiting delivery that is not held was created.")
+    ]
     newest_event: Annotated[datetime | None, Field(description="When the newest event was recorded.")]
 
 
