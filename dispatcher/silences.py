@@ -31,6 +31,8 @@ LISTED = 500
 """At most this many silences are listed."""
 RECIPIENTS = 100
 """At most this many recipients are named, those with most messages."""
+AGO = timedelta(minutes=1)
+"""A start that is at most this long ago means now: forms have no seconds."""
 AHEAD = timedelta(days=365)
 """A silence begins at most this long from now."""
 
@@ -69,6 +71,7 @@ class SilenceEnd(BaseModel):
 class NewSilence(SilenceEnd):
     """A silence to add. It needs a matcher, an end and a reason."""
 
+    reason: Annotated[str, Field(min_length=1, max_length=MAX_REASON, description="Why; for those who miss a message.")]
     match: Annotated[dict[str, Any], Field(description="A matcher, as routes have it.")]
     starts_at: Annotated[AwareDatetime | None, Field(description="When it begins; now if it is left out.")] = None
     then: Annotated[Then, Field(description="What becomes of what it holds, at its end.")] = Then.SUMMARY
@@ -105,24 +108,25 @@ class SilenceOperations:
     asks_flyte_admin: bool = True
     """True if intake asks FlyteAdmin for the facts that Flyte's events lack."""
 
-    def checked(self, wanted: NewSilence, by: Operator) -> Silence:
-        """Return the silence that somebody wants. Raises SilenceRefused if there can't be such a silence."""
+    def checked(self, wanted: NewSilence, author: str) -> Silence:
+        """Return the silence that the author wants. Raises SilenceRefused if there can't be such a silence."""
         now = self.clock.now()
-        starts_at = wanted.starts_at or now
         try:
             matcher = parse_matcher(wanted.match)
         except ValueError as error:
             raise SilenceRefused(f"match: {error}") from None
-        if not by.reason:
+        if not wanted.reason.strip():
             raise SilenceRefused("reason: say why, for those who miss a message")
-        if starts_at < now or starts_at > now + AHEAD:
+        starts_at = wanted.starts_at or now
+        if starts_at < now - AGO or starts_at > now + AHEAD:
             raise SilenceRefused("a silence begins now or later, and within a year")
+        starts_at = max(starts_at, now)
         ends_at = self._end(starts_at, wanted.after(starts_at), now)
         return Silence(
             id=secrets.token_hex(4),
             matcher=as_data(matcher),
-            author=by.name,
-            reason=by.reason,
+            author=author,
+            reason=wanted.reason.strip(),
             starts_at=starts_at,
             ends_at=ends_at,
             then=wanted.then,

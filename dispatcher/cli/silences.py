@@ -85,11 +85,17 @@ def add(
         matcher = from_pairs(match)
     except ValueError as error:
         raise typer.BadParameter(f"--match: {error}") from None
-    given = {"match": matcher, "starts_at": _time(starts, "--from"), "then": then, **_end(lasts, until)}
+    given = {
+        "match": matcher,
+        "reason": reason,
+        "starts_at": _time(starts, "--from"),
+        "then": then,
+        **_end(lasts, until),
+    }
     wanted = _validated(NewSilence, {name: value for name, value in given.items() if value is not None})
 
     async def run(desk: SilenceOperations) -> dict[str, Any]:
-        silence = desk.checked(wanted, who)
+        silence = desk.checked(wanted, who.name)
         warnings = await desk.warnings(silence.matcher)
         if dry_run:
             return {"would_have_held": (await desk.trial(silence.matcher)).as_data(), "warnings": warnings}

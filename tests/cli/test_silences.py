@@ -91,7 +91,7 @@ async def test_a_silence_that_makes_no_sense_is_refused_with_the_reason(tmp_path
     for arguments, reason in (
         (("add", "--for", "2h", "--reason", "r"), "Missing option '--match'"),
         (("add", "--match", "project=p", "--for", "2h"), "Missing option '--reason'"),
-        (("add", "--match", "project=p", "--for", "2h", "--reason", ""), "say why"),
+        (("add", "--match", "project=p", "--for", "2h", "--reason", ""), "reason: must not be empty"),
         (("add", "--match", "project", "--for", "2h", "--reason", "r"), "'project' is not a key with a value"),
         (("add", "--match", "cluster=p", "--for", "2h", "--reason", "r"), "match: cluster: unknown option"),
         (("add", "--match", "not.error=x", "--for", "2h", "--reason", "r"), "match: "),

@@ -28,6 +28,7 @@ from tests.support.builders import (
     a_launch_plan,
     a_route,
     a_rule,
+    a_silence,
     an_event,
     an_execution,
     members_of,
@@ -515,6 +516,7 @@ async def test_responses_match_the_openapi_document(console: ConsoleServer) -> N
     await record_digest(console.ledger, digest, *members_of(digest, 1))
     await console.intake.ingest([([("content-type", b"application/cloudevents+json")], b"{oops", "t/0@1")])
     rejected = (await console.ledger.queries.rejected(limit=1)).entries[0]
+    await console.ledger.silences.add(a_silence(), an_action(Deed.SILENCE))
     schema = schemathesis.openapi.from_dict(await call(console, "/openapi.json"))
     operations: list[tuple[str, str, dict[str, Any]]] = [
         ("/status", "GET", {}),
@@ -529,6 +531,9 @@ async def test_responses_match_the_openapi_document(console: ConsoleServer) -> N
         ("/deliveries", "GET", {}),
         ("/deliveries/{key}", "GET", {"key": dead[0].key}),
         ("/deliveries/{key}", "GET", {"key": digest.key}),
+        ("/silences", "GET", {}),
+        ("/silences/{id}", "GET", {"id": "5f0c2a9d"}),
+        ("/silences/{id}/end", "POST", {"id": "5f0c2a9d"}),
         ("/rejected", "GET", {}),
         ("/rejected/{id}", "GET", {"id": rejected.id}),
         ("/rejected/{id}/replay", "POST", {"id": rejected.id}),

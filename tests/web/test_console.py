@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from html import unescape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import aiohttp
@@ -16,14 +16,15 @@ import pytest_asyncio
 import structlog
 from playwright.async_api import Browser, Page, expect
 
-from dispatcher.ledger import Filter
+from dispatcher.ledger import Deed, Filter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
-from tests.support.builders import a_digest, members_of
+from dispatcher.rules.silences import test_of as matcher_test
+from tests.support.builders import a_digest, a_silence, members_of
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.console import DEAD, ConsoleServer, add_busy_day, add_replicas, serve_console
-from tests.support.ledger_steps import record_digest
+from tests.support.ledger_steps import an_action, record_digest
 from tests.support.pictures import check_picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'"
@@ -96,9 +97,24 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "routes": "/console/rules/routes",
         "owners": "/console/rules/owners",
         "digest": f"/console/deliveries/{await a_dead_digest(console)}",
+        "silences": "/console/silences",
+        "silence": f"/console/silences/{await a_silence_of(console, 'upgrade of the cluster')}",
+        "add a silence": f"/console/silences/add?execution={failed.project}/{failed.domain}/{failed.name}",
         "search": "/console/search?q=nobody",
         "no deliveries": "/console/deliveries?recipient=nobody",
     }
+
+
+async def a_silence_of(console: ConsoleServer, text: str) -> str:
+    """Add a silence whose texts are this one. Return its id."""
+    now = console.clock.now()
+    times: dict[str, Any] = {"starts_at": now, "ends_at": now + timedelta(hours=2), "created_at": now}
+    silence = a_silence(
+        matcher={"launch_plan": [text], "not": {"phase": ["ABORTED"]}}, author=text, reason=text, **times
+    )
+    await console.ledger.silences.add(silence, an_action(Deed.SILENCE))
+    await console.ledger.silences.follow(silence, matcher_test(silence), now=now)
+    return silence.id
 
 
 async def a_dead_digest(console: ConsoleServer) -> str:
@@ -356,6 +372,9 @@ async def test_markup_in_events_is_escaped_on_every_page(console: ConsoleServer)
         "/console/rejected",
         f"/console/rejected/{rejected.id}",
         "/console/redrive",
+        "/console/silences",
+        f"/console/silences/{await a_silence_of(console, HOSTILE.replace('/', '|'))}",
+        f"/console/silences/add?recipient={quoted(f'#{HOSTILE}')}&project={quoted(HOSTILE)}",
         *(
             f"/console/deliveries/{stored.delivery.key}"
             for stored in await console.ledger.history.find(Filter(), limit=9)

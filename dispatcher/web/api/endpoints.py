@@ -22,9 +22,11 @@ from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.ledger.records import Activity, Page
 from dispatcher.model.event import ExecutionId
 from dispatcher.operations import Operations, Operator
+from dispatcher.silences import SilenceOperations
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import models
 from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document
+from dispatcher.web.api.silences import SilenceEndpoints
 from dispatcher.web.auth.access import caller, needs, still_allowed
 from dispatcher.web.config import Scope
 from dispatcher.web.send_test import SendTestForCallers, SendTestRefused, SendTestRequest
@@ -68,7 +70,8 @@ class Api:
         self._channels = channels
         self._dry_run = dry_run
         self._send_test = send_test
-        self._endpoints = self._table()
+        silences = SilenceOperations(ledger, clock, asks_flyte_admin=dry_run.admin is not None)
+        self._endpoints = [*self._table(), *SilenceEndpoints(silences).table()]
         self._document = orjson.dumps(document(self._endpoints, base_path=base_path, root=ROOT))
 
     @property

@@ -25,6 +25,7 @@ from dispatcher.web.console import (
     rules,
     search,
     send_test,
+    silences,
 )
 from dispatcher.web.console.base import ROOT, Console, Page, PageError
 
@@ -53,6 +54,12 @@ def routes(console: Console) -> list[BaseRoute]:
         ("/rules", read, rules.get, "GET"),
         ("/rules/owners", read, rules.owners, "GET"),
         ("/rules/routes", read, rules.list_, "GET"),
+        ("/silences", read, silences.list_, "GET"),
+        ("/silences/add", operate, silences.get_form, "GET"),
+        ("/silences/add", operate, silences.post_form, "POST"),
+        ("/silences/{id}", read, silences.get, "GET"),
+        ("/silences/{id}/end", operate, silences.end, "POST"),
+        ("/silences/{id}/extend", operate, silences.extend, "POST"),
         ("/search", read, search.get, "GET"),
         ("/send-test", read, send_test.get, "GET"),
         ("/send-test", read, send_test.post, "POST"),

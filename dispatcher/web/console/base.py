@@ -29,6 +29,7 @@ from dispatcher.parsing.duration import parse_time
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.parsing.yaml import Problem
 from dispatcher.rendering.links import execution_logs_url, execution_url
+from dispatcher.silences import SilenceOperations
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.auth.access import Endpoint, caller, needs
 from dispatcher.web.config import Scope
@@ -82,6 +83,11 @@ class Console:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_templates", self._environment())
+
+    @property
+    def silences(self) -> SilenceOperations:
+        """What operators do with silences."""
+        return SilenceOperations(self.ledger, self.clock, asks_flyte_admin=self.dry_run.admin is not None)
 
     def guarded(self, scope: Scope, page: Page) -> Endpoint:
         """Turn a page into an endpoint that requires the scope and shows errors as HTML pages."""
