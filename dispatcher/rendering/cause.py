@@ -150,7 +150,8 @@ def _is_path(word: str) -> bool:
 def _is_variable(run: str) -> bool:
     """True if letters and digits without a separator are a number or an id. `float32` and `sha256` are not."""
     if run.isalpha():
-        return bool(_IN_DATES.fullmatch(run) or _EXECUTION.fullmatch(run))
+        rule = _IN_DATES if len(run) < 4 else _EXECUTION
+        return rule.fullmatch(run) is not None
     return bool(
         run[0].isdigit()
         or run == _ANY

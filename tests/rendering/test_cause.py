@@ -101,7 +101,7 @@ SAME = {
     "temporary folders": [a_traceback(folder="/tmp/tmpab12x_9z"), a_traceback(folder="/var/run/3f2a9c81")],
     "output": [
         a_container("2026-11-30 10:00:01 start\n2026-11-30 10:00:02 ERROR no data"),
-        a_container("ep 3\nep 4\n2026-12-01 03:04:05 ERROR no data", execution="f7f8f879b002690a3000"),
+        a_container("ep 3\nep 4\n2026-12-01 03:04:05 ERROR no data", execution=f"f{'1a2' * 6}b"),
     ],
     "last lines of output": [
         a_container("x\nmake: *** [Makefile:12: all] Error 2"),
@@ -169,7 +169,8 @@ def test_the_names_of_causes_say_what_went_wrong_and_where() -> None:
 FINGERPRINTS = {
     "v1-workflow-failed": "v1:9ce781a1cb9f673c",
     "v2-workflow-failed": "v1:9ce781a1cb9f673c",
-    "v2-workflow-failed-enriched": "v1:9ce781a1cb9f673c",
+    "v1-workflow-failed-system-error": "v1:99401c19868d2ec4",
+    "v1-workflow-timed_out": "v1:d0b631ec4e1b4116",
     Phase.FAILED: "v1:bff97aa8e0c35360",
     Phase.ABORTED: "v1:fed6c3094a26d096",
     Phase.TIMED_OUT: "v1:bfe2b1ad430dad3a",
@@ -179,7 +180,12 @@ FINGERPRINTS = {
 
 def test_recorded_fingerprints_never_change() -> None:
     found = {}
-    for name in ("v1-workflow-failed", "v2-workflow-failed", "v2-workflow-failed-enriched"):
+    for name in (
+        "v1-workflow-failed",
+        "v2-workflow-failed",
+        "v1-workflow-failed-system-error",
+        "v1-workflow-timed_out",
+    ):
         event = decode(*sample(name))
         assert event is not None
         found[name] = cause_of(event).fingerprint
