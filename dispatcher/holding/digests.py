@@ -96,22 +96,32 @@ def _with_next(state: DigestState, now: datetime) -> DigestState:
     return replace(state, opened_at=opened_at, closes_at=now + state.options.every)
 
 
-def through_digest(released: Released, join: Callable[[Delivery], Hold | None], now: datetime) -> None:
+def through_digest(
+    released: Released, join: Callable[[Delivery], Hold | None], *, now: datetime, longest: timedelta
+) -> None:
     """Pass what other holds release through the digests of its address, as if it were new. Changes `released`.
 
-    If a summary would be a member, what it would tell of are members in its place.
+    If a summary would be a member, what it would tell of are members in its place. `longest`: what a digest would hold for
+    longer in all goes out.
 
     `join`: counts a message, and returns its hold if it is a member of a digest; None if it goes out.
     """
+
+    def may_wait(delivery: Delivery, hold: Hold) -> bool:
+        return hold.until <= (delivery.held_since or now) + longest
+
     going, released.going = released.going, []
     for one in going:
-        if (hold := join(one)) is None:
-            released.going.append(one)
-        else:
+        hold = join(one)
+        if hold is not None and may_wait(one, hold):
             released.held.append(held(one, hold, now))
+        else:
+            released.going.append(one)
     summary = released.summary
-    if summary is not None and (hold := join(summary)) is not None:
-        told = [one for one in released.dropped if one.included_in == summary.key]
+    if summary is None or (hold := join(summary)) is None:
+        return
+    told = [one for one in released.dropped if one.included_in == summary.key]
+    if all(may_wait(one, hold) for one in told):
         released.held += [held(_untold(one), hold, now) for one in told]
         released.dropped = [one for one in released.dropped if one.included_in != summary.key]
         released.summary = None

@@ -22,6 +22,9 @@ from dispatcher.model.hold import HoldReason, Quiet
 from dispatcher.model.severity import highest
 from dispatcher.parsing.duration import duration_text
 
+OVERDUE = "sent in quiet hours, because no message is held longer"
+"""The note of a digest that goes out although quiet hours hold it."""
+
 
 class OpenDigests:
     """Digests that gather members. Every method raises LedgerUnavailable while the database can't be used."""
@@ -79,6 +82,8 @@ def _close(
         if len(members) == 1:
             message = _released(connection, members[0].key, state, now)
         elif message is not None:
+            if until is not None:
+                message = message._replace(note=OVERDUE)
             insert_deliveries(connection, [message], {})
             told = {"members": [row.key for row in members], "at": now, "message": message.key}
             connection.execute(_TELL, told)

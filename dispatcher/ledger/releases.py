@@ -125,7 +125,7 @@ def _release(connection: Connection, *, ended: Ended, now: datetime, longest: ti
     rows = connection.execute(_LOCKED, {"keys": [*ended.covers], "now": now})
     held = [_held(row, ended.covers[row.key]) for row in rows]
     released = release(held, now=now, longest=longest, pages=ended.pages, zone=ended.zone)
-    through_digest(released, lambda one: digests.hold(ended.target, one.key), now)
+    through_digest(released, lambda one: digests.hold(ended.target, one.key), now=now, longest=longest)
     digests.save()
     if released.summary is not None:
         insert_deliveries(connection, [released.summary], {})

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.holding.digests import DigestState
-from dispatcher.model.hold import DigestOptions
-from tests.support.builders import NOW
+from dispatcher.holding.digests import DigestState, through_digest
+from dispatcher.holding.release import Released
+from dispatcher.model.delivery import Delivery, DropReason, Kind, State
+from dispatcher.model.hold import DigestOptions, Hold, HoldReason
+from tests.support.builders import NOW, a_delivery
 
 MINUTE = timedelta(minutes=1)
 OPTIONS = DigestOptions(after=3, within=10 * MINUTE, every=15 * MINUTE)
@@ -93,3 +96,39 @@ def test_each_member_is_told_of_in_one_digest_and_no_more_messages_go_at_once_th
         burst.now = max(burst.now, burst.state.closes_at)
         burst.close()
     assert {key: number for key, number in burst.told.items() if number} == burst.members
+
+
+@given(st.lists(st.integers(0, 30), max_size=5), st.lists(st.integers(0, 30), max_size=5), st.booleans())
+def test_what_other_holds_release_is_a_member_unless_it_would_then_be_held_for_too_long(
+    singly: list[int], summed_up: list[int], is_open: bool
+) -> None:
+    """The numbers: for how many minutes each delivery was held so far."""
+    longest = 30 * MINUTE
+    state = STATE.opened("told", NOW) if is_open else STATE  # closes after 15 minutes
+
+    def join(one: Delivery) -> Hold | None:
+        nonlocal state
+        state = state.admit(one.key, NOW)
+        return state.hold
+
+    def was_held(number: int, minutes: int, **fields: Any) -> Delivery:
+        return a_delivery(key=f"{number}", held_since=NOW - minutes * MINUTE, **fields)
+
+    told = {"state": State.DROPPED, "drop_reason": DropReason.SILENCE, "included_in": "summary"}
+    summary = a_delivery(key="summary", kind=Kind.SUMMARY) if summed_up else None
+    released = Released(
+        going=[was_held(number, minutes) for number, minutes in enumerate(singly)],
+        dropped=[was_held(99 + number, minutes, **told) for number, minutes in enumerate(summed_up)],
+        summary=summary,
+    )
+    through_digest(released, join, now=NOW, longest=longest)
+
+    assert len(released.held) + len(released.going) + len(released.dropped) == len(singly) + len(summed_up)
+    assert all(one.due_at <= (one.held_since or NOW) + longest for one in released.held)
+    assert {(one.state, one.hold, one.included_in) for one in released.held} <= {(State.WAITING, HoldReason.DIGEST, "")}
+    assert (released.summary is None) == (not released.dropped)
+    if is_open:
+        assert len(released.going) == sum(minutes > 15 for minutes in singly)
+        assert bool(released.dropped) == any(minutes > 15 for minutes in summed_up)
+    else:
+        assert len(released.going) >= min(OPTIONS.after, len(singly))

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event
 from channels.contract import Answer, Receipt
 from dispatcher.errors import LedgerFailed, LedgerUnavailable
 from dispatcher.ledger import ClaimedThread, Filter, Ledger, RecordedEvent, StoredDelivery
+from dispatcher.ledger.closing import OVERDUE
 from dispatcher.ledger.engine import RollBack
 from dispatcher.model.delivery import Dead, Delivery, DropReason, Kind, Outage, Sent, State, Success
 from dispatcher.model.hold import DigestOptions, HoldReason, Quiet
@@ -247,7 +248,7 @@ async def test_quiet_hours_of_the_contact_hold_a_digest_but_not_beyond_the_longe
         (digest,) = await close(ledger, 60, hours(300))
         told = await ledger.summary(digest)
         assert told is not None
-        assert told.number == 3
+        assert (told.number, digest.note) == (3, OVERDUE)
         await record(ledger, failure("f"), failure("g", severity="critical"), at=61)
         (urgent,) = await close(ledger, 75, hours(300))
         assert urgent.severity == "critical"
