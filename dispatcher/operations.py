@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dispatcher.clock import Clock
+from dispatcher.holding.covering import HELD_KINDS, by_silence
 from dispatcher.ledger import Action, Deed, Filter, Ledger, Rejected
 from dispatcher.ledger.actions import eligible
 from dispatcher.ledger.records import Count
 from dispatcher.model.delivery import State
 from dispatcher.model.waiting import Wait
+from dispatcher.rules.silences import CurrentSilences
 
 if TYPE_CHECKING:  # a command that replays nothing does not load intake
     from dispatcher.intake.pipeline import Intake, ReplayResult
@@ -83,6 +85,21 @@ class Operations:
             first.setdefault((wait.kind, wait.text), []).append(wait)
         counted = [(min(waits, key=lambda one: one.until or _NEVER), len(waits)) for waits in first.values()]
         return sorted(counted, key=lambda one: -one[1])
+
+    async def silenced(self, what: Deed, wanted: Filter) -> int:
+        """Return how many of the deliveries that `change` would change a silence in force covers.
+
+        They go out all the same: who redrives or retries them wants them now. Reads the newest `WAITS_READ`.
+        """
+        now = self.clock.now()
+        book = await CurrentSilences(self.ledger.silences, self.clock).load()
+        if what not in {Deed.REDRIVE, Deed.RETRY_NOW} or not any(one.in_force(now) for one in book.silences):
+            return 0
+        page = await self.ledger.queries.deliveries(self.eligible(what, wanted), limit=WAITS_READ)
+        found = [one.delivery for one in page.entries if one.delivery.event and one.delivery.kind in HELD_KINDS]
+        events = await self.ledger.silences.events({one.event for one in found})
+        covering = ((one, silence) for one in found for silence in book.matching(events[one.event]))
+        return len({one.key for one, silence in covering if silence.in_force(now) and by_silence(silence, one, now)})
 
     async def rejected(self, identity: str) -> Rejected | None:
         """Return the rejected message with exactly this id; None if the ledger has no such message."""

@@ -110,17 +110,22 @@ def _command(verb: _Verb) -> Callable[..., None]:
             if count.number:
                 confirm(f"{verb.question.format(number)} {'delivery' if number == '1' else 'deliveries'}?")
 
-        async def change(ledger: Ledger) -> tuple[int, Sequence[tuple[Wait, int]]]:
+        async def change(ledger: Ledger) -> tuple[int, int, Sequence[tuple[Wait, int]]]:
+            silenced = await operations(ledger).silenced(what, wanted)
             number = await operations(ledger).change(what, wanted, who)
             if not number:
                 await refuse_unknown_names(ledger, wanted)
-            return number, await operations(ledger).waits(wanted) if number and what is Deed.RETRY_NOW else ()
+            waits = await operations(ledger).waits(wanted) if number and what is Deed.RETRY_NOW else ()
+            return number, min(silenced, number), waits
 
-        changed, waits = with_ledger(config, change)
+        changed, silenced, waits = with_ledger(config, change)
         if as_json:
-            write_json({"deliveries": changed, "waits_for": [{**asdict(wait), "deliveries": n} for wait, n in waits]})
+            waits_for = [{**asdict(wait), "deliveries": n} for wait, n in waits]
+            write_json({"deliveries": changed, "silenced": silenced, "waits_for": waits_for})
             return
         write_line(verb.result.format("1 delivery is" if changed == 1 else f"{changed} deliveries are"))
+        if silenced:
+            write_line(f"a silence covers {silenced} of them, and they go out all the same")
         for wait, several in waits:
             what_for = waits_text({"waits_for": [asdict(wait)]})
             write_line(f"{several} {'waits' if several == 1 else 'wait'} for {what_for}")

@@ -28,6 +28,7 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering.cause import cause_of
 from dispatcher.rules import AdminExecution, Decision, Rule, RuleBook, UnknownExecution, Verdict, decide, decides_itself
+from dispatcher.rules.silences import CurrentSilences, SilenceBook
 from dispatcher.tracing import OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)
@@ -73,6 +74,7 @@ class Evaluator:
     contents: Contents
     clock: Clock
     brake: Brake
+    silences: CurrentSilences
     look_up: LookUp | None = None
     """Asks FlyteAdmin about an execution. None if FlyteAdmin is not configured."""
     tracing: Tracing = OFF
@@ -119,6 +121,7 @@ class Evaluator:
         the finished results, so that a retry does not decide these events again.
         """
         terminal = [entry.event for entry in decoded if isinstance(entry, TerminalEvent)]
+        silences = await self.silences.loaded()
         references = {event.execution: event.reference_execution for event in terminal if event.reference_execution}
         try:
             async with asyncio.TaskGroup() as look_ups:
@@ -127,18 +130,18 @@ class Evaluator:
                         continue
                     if not isinstance(entry, TerminalEvent):
                         results[index] = entry
-                    elif self._knows_enough(entry.event, book := self.rules()):
+                    elif self._knows_enough(entry.event, book := self.rules(), silences):
                         await asyncio.sleep(0)  # noqa: TID251 - lets workers go on: rendering blocks the event loop
                         results[index] = await self._decide(entry, book, None)
                     else:
-                        look_ups.create_task(self._look_up(index, entry, book, references, results))
+                        look_ups.create_task(self._look_up(index, entry, book, silences, references, results))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         return [(entry, results[index]) for index, entry in enumerate(decoded)]
 
-    def _knows_enough(self, event: Event, book: RuleBook) -> bool:
+    def _knows_enough(self, event: Event, book: RuleBook, silences: SilenceBook) -> bool:
         """True if the event can be decided without a question to FlyteAdmin or the ledger."""
-        asks_flyte_admin = self.look_up is not None and not decides_itself(event, book)
+        asks_flyte_admin = self.look_up is not None and _needs_flyte_admin(event, book, silences)
         return not asks_flyte_admin and event.reference_execution is None
 
     async def _look_up(
@@ -146,6 +149,7 @@ class Evaluator:
         index: int,
         terminal: TerminalEvent,
         book: RuleBook,
+        silences: SilenceBook,
         references: Mapping[ExecutionId, ExecutionId],
         results: MutableMapping[int, IntakeResult],
     ) -> None:
@@ -156,12 +160,12 @@ class Evaluator:
         span = terminal.span.child("dispatcher.look_up")
         try:
             try:
-                event, answer = await self._completed(terminal.event, book, references)
+                event, answer = await self._completed(terminal.event, book, silences, references)
             except Unavailable:
                 raise
             except Exception as error:
                 log.warning("a look-up failed: trying once more", execution=terminal.event.key, exc_info=error)
-                event, answer = await self._completed(terminal.event, book, references)
+                event, answer = await self._completed(terminal.event, book, silences, references)
         except Unavailable:
             span.end(failed=True)
             raise
@@ -175,11 +179,15 @@ class Evaluator:
             results[index] = await self._decide(replace(terminal, event=event), book, answer)
 
     async def _completed(
-        self, event: Event, book: RuleBook, references: Mapping[ExecutionId, ExecutionId]
+        self,
+        event: Event,
+        book: RuleBook,
+        silences: SilenceBook,
+        references: Mapping[ExecutionId, ExecutionId],
     ) -> tuple[Event, AdminExecution | UnknownExecution | None]:
         """Return the event with what FlyteAdmin and the ledger know of its execution, and FlyteAdmin's answer."""
         answer = None
-        if self.look_up is not None and not decides_itself(event, book):
+        if self.look_up is not None and _needs_flyte_admin(event, book, silences):
             answer = await self.look_up(event.execution)
         if isinstance(answer, AdminExecution):
             event = answer.complete(event)
@@ -302,3 +310,9 @@ class Evaluator:
             size=len(value),
             event=event,
         )
+
+
+def _needs_flyte_admin(event: Event, book: RuleBook, silences: SilenceBook) -> bool:
+    """True if FlyteAdmin may know what decides: the rules, or facts that silences or routes test."""
+    disabled = event.options is not None and event.options.disable_notifications
+    return not decides_itself(event, book) or (silences.lacks_facts(event) and not disabled)

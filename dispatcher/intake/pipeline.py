@@ -134,11 +134,19 @@ class Intake:
 
     def __post_init__(self) -> None:
         channels = sorted(self.planner.addresses)
+        silences = CurrentSilences(self.ledger.silences, self.clock)
         brake = Brake(lambda: self.ledger.rehearse(channels, now=self.clock.now()))
         evaluator = Evaluator(
-            self.ledger, self.rules, self.planner, self.contents, self.clock, brake, self.look_up, self.tracing
+            self.ledger,
+            self.rules,
+            self.planner,
+            self.contents,
+            self.clock,
+            brake,
+            silences,
+            self.look_up,
+            self.tracing,
         )
-        silences = CurrentSilences(self.ledger.silences, self.clock)
         object.__setattr__(self, "silences", silences)
         object.__setattr__(self, "brake", brake)
         object.__setattr__(self, "evaluator", evaluator)

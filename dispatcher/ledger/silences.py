@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from dispatcher.ledger.records import Action
 from dispatcher.ledger.schema import deliveries, events, silences
 from dispatcher.ledger.silence_lock import VERSION, change
 from dispatcher.ledger.silencing import SLICE, Covers, hold_waiting, let_go
-from dispatcher.ledger.statements import insert
+from dispatcher.ledger.statements import among, insert
 from dispatcher.model.event import Event
 from dispatcher.model.hold import HoldReason
 
@@ -91,6 +91,13 @@ class Silences:
             if len(rows) < SLICE:
                 return
             start = and_(at >= rows[-1].recorded_at, or_(at > rows[-1].recorded_at, key > rows[-1].key))
+
+    async def events(self, keys: Iterable[str]) -> Mapping[str, Event]:
+        """Return the events with these keys, by key."""
+        query = select(events.c.key, events.c.facts).where(among(events.c.key, "keys"))
+        async with self._database.reading() as connection:
+            rows = await connection.execute(query, {"keys": [*keys]})
+            return {row.key: Event.model_validate(row.facts) for row in rows}
 
     async def add(self, silence: Silence, action: Action) -> None:
         """Store a new silence. From then on, nothing is recorded that does not go by it."""

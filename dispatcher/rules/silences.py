@@ -43,6 +43,13 @@ class SilenceBook:
             return ()
         return tuple(silence for silence, tests in self._index.candidates(event) if all_hold(tests, event))
 
+    def lacks_facts(self, event: Event) -> bool:
+        """True if it isn't known whether a silence is for the event, because the event lacks facts that FlyteAdmin has."""
+        if not self.silences or event.is_canary or event.looked_up:
+            return False
+        unknown = (all_hold(tests, event) is None for _, tests in self._index.candidates(event))
+        return any(unknown) or any(True for _ in self._index.undecidable(event))
+
 
 @dataclass(slots=True)
 class CurrentSilences:
@@ -53,11 +60,16 @@ class CurrentSilences:
     stored: Silences
     clock: Clock
     book: SilenceBook = field(default_factory=SilenceBook)
+    _loaded: bool = False
+
+    async def loaded(self) -> SilenceBook:
+        """Return the silences. Loads them if this process has not done so yet. Raises LedgerUnavailable."""
+        return self.book if self._loaded else await self.load()
 
     async def load(self) -> SilenceBook:
         """Load the silences anew. Raises LedgerUnavailable."""
         version, silences = await self.stored.load(now=self.clock.now())
-        self.book = SilenceBook(version, silences)
+        self.book, self._loaded = SilenceBook(version, silences), True
         return self.book
 
 

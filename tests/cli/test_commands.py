@@ -451,7 +451,7 @@ async def test_waiting_deliveries_are_retried_now_and_cancelled_and_dead_and_rej
         "1 delivery is cancelled\n"
     )
     dismissed = await command("deliveries", "dismiss", "--all", "--json", *end)
-    assert json.loads(dismissed[1]) == {"deliveries": 1, "waits_for": []}
+    assert json.loads(dismissed[1]) == {"deliveries": 1, "silenced": 0, "waits_for": []}
     listed = json.loads((await command("deliveries", "list", "--state", "dropped", "--json", *end))[1])
     assert {one["drop_reason"]: one["reason"] for one in listed}.items() >= {
         ("cancelled", "cancelled by ada: maintenance")

@@ -23,7 +23,10 @@ def test_the_silences_of_an_event_are_those_whose_matcher_holds(
     event, _ = pair
     silences = [a_silence(str(number), matcher=matcher) for number, matcher in enumerate(several)]
     hold = [str(number) for number, one in enumerate(several) if Matcher.model_validate(one).holds(event) is True]
-    assert [one.id for one in SilenceBook(1, silences).matching(event)] == hold
+    book = SilenceBook(1, silences)
+    assert [one.id for one in book.matching(event)] == hold
+    unknown = any(Matcher.model_validate(one).holds(event) is None for one in several)
+    assert book.lacks_facts(event) == (unknown and not event.looked_up)
 
 
 @pytest.mark.parametrize("empty", [{}, {"project": []}, {"not": {}}, {"labels": {}}, {"error": {}}])

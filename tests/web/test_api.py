@@ -246,7 +246,7 @@ async def test_only_the_dead_deliveries_that_match_keys_or_filter_are_redriven(c
     sent = await console.deliver("email")
 
     dry = {"filter": {"channel": "slack"}, "dry_run": True}
-    found = {"deliveries": 3, "more": False, "dry_run": True, "waits_for": []}
+    found = {"deliveries": 3, "more": False, "dry_run": True, "silenced": 0, "waits_for": []}
     assert await call(console, "/deliveries/redrive", json=dry) == found
     assert not console.wakeups
     by_key = {"keys": [dead[0].key, sent[0].key]}
@@ -272,7 +272,7 @@ async def test_waiting_deliveries_are_retried_now_and_cancelled_and_dead_ones_di
     now = await call(console, "/deliveries/retry-now", json=everything)
     assert (now["deliveries"], [(one["kind"], one["deliveries"]) for one in now["waits_for"]]) == (2, [("replica", 2)])
     cancelled = await call(console, "/deliveries/cancel", json={"filter": {"execution": "one"}})
-    assert cancelled == {"deliveries": 1, "more": False, "dry_run": False, "waits_for": []}
+    assert cancelled == {"deliveries": 1, "more": False, "dry_run": False, "silenced": 0, "waits_for": []}
     assert (await call(console, "/deliveries/dismiss", json={**everything, "reason": "a test"}))["deliveries"] == 2
     dropped = (await call(console, "/deliveries?state=dropped"))["entries"]
     assert sorted(one["drop_reason"] for one in dropped) == ["cancelled", "dismissed", "dismissed"]

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from dispatcher.ledger import Deed
-from tests.support.console import ConsoleServer, serve_console
+from tests.support.console import DEAD, ConsoleServer, serve_console
 
 READER, OPERATOR = "reader-0123456789abcdef", "operator-0123456789abcdef"
 TOKENS = [
@@ -125,3 +125,20 @@ async def test_the_console_adds_a_silence_for_an_execution_extends_it_and_ends_i
     await request(console, f"{where}/end", data={}, status=409)
     await request(console, "/console/silences/none", status=404)
     assert "ended" in await request(console, "/console/silences?ended=true")
+
+
+async def test_who_redrives_or_retries_what_a_silence_covers_is_told_so(console: ConsoleServer) -> None:
+    await console.finish("one", channels=["slack", "email"])
+    (dead,) = await console.deliver("slack", DEAD)
+    await request(console, "/api/v1/silences/add", json=WANTED)
+
+    assert "covers 1 of them" in re.sub(r"<[^>]+>", "", await request(console, f"/console/redrive?key={dead.key}"))
+    everything: dict[str, Any] = {"filter": {}}
+    tried = await request(console, "/api/v1/deliveries/redrive", json={**everything, "dry_run": True})
+    assert (tried["deliveries"], tried["silenced"]) == (1, 1)
+    redriven = await request(console, "/api/v1/deliveries/redrive", json=everything)
+    assert (redriven["deliveries"], redriven["silenced"]) == (1, 1)
+    assert [one.key for one in await console.deliver("slack")] == [dead.key], "it goes out all the same"
+    retried = await request(console, "/api/v1/deliveries/retry-now", json=everything)
+    assert (retried["deliveries"], retried["silenced"]) == (2, 2)
+    assert len(await console.deliver("email")) == 2

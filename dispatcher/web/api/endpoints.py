@@ -339,13 +339,18 @@ class Api:
 
     async def _change(self, what: Deed, request: ApiRequest) -> BaseModel:
         wanted = _parsed(lambda: self._change_filter(request.body))
+        silenced = await self._operations.silenced(what, wanted)
         if request.body.dry_run:
             count = await self._operations.count(what, wanted)
-            return models.ChangeResult(deliveries=count.number, more=count.more, dry_run=True, waits_for=[])
+            return models.ChangeResult(
+                deliveries=count.number, more=count.more, dry_run=True, silenced=silenced, waits_for=[]
+            )
         number = await self._operations.change(what, wanted, Operator(caller(request.http), request.body.reason))
         waits = await self._operations.waits(wanted) if number and what is Deed.RETRY_NOW else ()
         waits_for = [models.DeliveriesWait.model_validate({**asdict(wait), "deliveries": n}) for wait, n in waits]
-        return models.ChangeResult(deliveries=number, more=False, dry_run=False, waits_for=waits_for)
+        return models.ChangeResult(
+            deliveries=number, more=False, dry_run=False, silenced=min(silenced, number), waits_for=waits_for
+        )
 
     def _change_filter(self, body: models.ChangeByKeys | models.ChangeByFilter) -> Filter:
         match body:

@@ -515,6 +515,12 @@ class ChangeResult(_Response):
     deliveries: Annotated[int, Field(description="Number of deliveries that were changed, or would be.")]
     more: Annotated[bool, Field(description="True if a dry run found more deliveries than the 10,000 that it counts.")]
     dry_run: bool
+    silenced: Annotated[
+        int,
+        Field(
+            description="How many of the newest 500 of them a silence covers. A redrive or retry-now sends them all the same."
+        ),
+    ]
     waits_for: Annotated[
         Sequence[DeliveriesWait],
         Field(description="After retry-now: what the newest 500 of the matching deliveries still wait for."),

@@ -43,6 +43,7 @@ async def get(what: Deed, console: Console, request: Request) -> Response:
         reasons=reasons if dead else (),
         waits=() if dead else await console.operations.waits(wanted),
         page=await queries.deliveries(wanted, limit=SHOWN),
+        silenced=await console.operations.silenced(what, wanted),
     )
 
 
