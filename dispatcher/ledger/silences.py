@@ -129,8 +129,7 @@ class Silences:
     async def follow(self, silence: Silence, test: Covers | None, *, now: datetime) -> None:
         """Go through what waits after a silence was added or moved: hold what it covers, or let go of it.
 
-        Returns when that is done. What is not done, because this process ends or the ledger is unavailable, `begin_due`
-        does.
+        Returns when that is done. If this process ends before, or the ledger is unavailable, `begin_due` does the rest.
         """
         if silence.starts_at > now:
             return

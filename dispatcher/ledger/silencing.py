@@ -1,7 +1,7 @@
 """Holds what waits already when a silence begins or is extended, and lets go of what it holds when it is ended early.
 
 In slices, each in a transaction of its own, so that workers don't wait long. What a worker claims meanwhile goes. A
-silence that is changed in the meantime is no longer followed, because whoever changed it goes through what waits anew.
+silence that is changed in the meantime is no longer followed: the one who changed it goes through what waits anew.
 """
 
 from __future__ import annotations
