@@ -1,8 +1,8 @@
 """Renders document templates: YAML files whose strings are Jinja templates.
 
 Each string is rendered alone, and the result is built as data. So a quote in an error message can't break the JSON. A
-string that renders empty is dropped. A mapping is dropped in three cases: its `when` renders empty or `False`; its own
-`text`, `href` or `url` renders empty; all its templates render empty. A mapping in a list is repeated if it has a `for`,
+string that renders empty is dropped. A mapping is dropped in three cases: its `when` renders empty or `False`; it has no
+`when`, and its own `text`, `href` or `url` renders empty; all its templates render empty. A mapping in a list is repeated if it has a `for`,
 such as `for: group in summary.groups`: once for each item, by whose name its templates use the item.
 """
 
@@ -27,7 +27,7 @@ _DROPPED = object()
 _FALSY = (_DROPPED, "False")
 _REQUIRED = frozenset({"text", "href", "url"})
 """If the value of one of these keys renders empty, the whole mapping is dropped, because it is useless without the
-value."""
+value. A mapping with `when` decides by that alone."""
 
 _FOR = re.compile(r"\s*([A-Za-z_]\w*)\s+in\s+(\S.*)", re.DOTALL)
 
@@ -203,8 +203,9 @@ def _mapping(parts: Mapping[str, Render | _Constant], node: Mapping[str, Any]) -
     constants = {
         key: part.value if isinstance(part, _Constant) else None for key, part in parts.items() if key != "when"
     }
+    required = _REQUIRED if "when" not in parts else frozenset()
     templated = [
-        (key, part, key in _REQUIRED)
+        (key, part, key in required)
         for key, part in parts.items()
         if key in constants and not isinstance(part, _Constant)
     ]

@@ -42,6 +42,7 @@ def test_a_string_is_cut_to_its_budget() -> None:
         ("k: {when: '{{ yes }}', a: 1}", {"k": {"a": 1}}),
         ("k: {when: '{{ 1 == 1 }}', a: '{{ yes }}'}", {"k": {"a": "y"}}),
         ("k: {when: true, a: 1}", {"k": {"a": 1}}),
+        ("k: {when: true, a: '{{ yes }}', url: '{{ no }}'}", {"k": {"a": "y"}}),
         ("k: [{a: {when: true, b: 1}}, {a: {when: no, b: 1}, c: '{{ yes }}'}]", {"k": [{"a": {"b": 1}}, {"c": "y"}]}),
         ("k: {type: button, text: Open, url: '{{ no }}'}", {}),
         ("k: {type: section, text: {type: mrkdwn, text: '{{ no }}'}}", {}),

@@ -183,6 +183,15 @@ def _fact_values(card: Any) -> list[str]:
     return [fact["value"] for part in card["body"] if part["type"] == "FactSet" for fact in part["facts"]]
 
 
+def test_a_webhooks_body_names_the_execution_even_if_no_page_of_it_is_known() -> None:
+    body = Renderer(CHANNEL_TYPES).render("webhook", an_event())
+    assert body["execution"] == {
+        "project": "flytesnacks",
+        "domain": "production",
+        "name": "akx7b9q2vjt5fm4c8h2d",
+    }
+
+
 def test_an_event_with_the_required_fields_only_renders_without_gaps() -> None:
     for channel in BUILT_IN:
         shown = orjson.dumps(RENDERER.render(channel, an_event())).decode()
