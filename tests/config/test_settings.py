@@ -128,6 +128,8 @@ def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) 
             "http: {tokens: [{name: a, token: short-and-hidden, scopes: [read]}, {name: b, token: short, scopes: [read]}]}",
             "http.tokens.1: a token has 16 characters at least",
         ),
+        ("http: {public_url: notify.example.com}", "http.public_url: "),
+        ("http: {public_url: 'https://notify.example.com/?x=1'}", "write the address that browsers open"),
         ("http: {token: short}", "http: a token has 16 characters at least"),
         ("http: {tokens: [{name: a, token: long-enough-a-token, scopes: [write]}]}", "'publish', 'read' or 'operate'"),
         (f"http: {{tokens: [{A_TOKEN}, {A_TOKEN}]}}", "each of tokens needs a unique name"),

@@ -273,6 +273,7 @@ def test_the_ingress_serves_the_console_on_its_host_and_path(path: str, base_pat
     assert port in [one["name"] for one in manifests["Service", NAME]["spec"]["ports"]]
     http = yaml.safe_load(manifests["ConfigMap", NAME]["data"]["dispatcher.yaml"])["http"]
     assert http.get("base_path") == base_path
+    assert http["public_url"] == f"https://flyte.example.com{base_path or ''}"
 
 
 def test_every_label_is_text_also_of_a_release_whose_name_is_a_number(tmp_path: Path) -> None:

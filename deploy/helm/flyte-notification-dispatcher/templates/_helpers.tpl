@@ -100,6 +100,9 @@ sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db
 {{- fail "ingress.enabled needs config.http.trusted_proxies: the addresses of the Ingress controller's pods, for example [10.0.0.0/8]" -}}
 {{- end -}}
 {{- if ne .Values.ingress.path "/" }}{{ $_ := set $http "base_path" .Values.ingress.path }}{{ end -}}
+{{- if not ((.Values.config).http).public_url -}}
+{{- $_ := set $http "public_url" (printf "https://%s%s" .Values.ingress.host (trimSuffix "/" .Values.ingress.path)) -}}
+{{- end -}}
 {{- end -}}
 {{- toYaml $http -}}
 {{- end -}}
