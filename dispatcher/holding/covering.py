@@ -95,6 +95,11 @@ def at_recording(
     return [delivery] if hold is None else [held(one, hold, now) for one in per_address(delivery)]
 
 
+def undecided(delivery: Delivery, now: datetime) -> list[Delivery]:
+    """Return a new delivery held only until the releaser has looked at the silences, one for each address."""
+    return [one._replace(hold=HoldReason.SILENCE, held_since=now) for one in per_address(delivery)]
+
+
 def held_by_new(silence: Silence, delivery: Delivery, *, now: datetime, longest: timedelta) -> Delivery | None:
     """Return a delivery that waits already, held by a silence that has begun or was extended; None if it stays as it is.
 

@@ -69,7 +69,7 @@ class Ledger:
         """
         self._longest_hold = longest_hold
         self._database = Database(url, timeout, password_file)
-        self._settlements = Settlements(self._database, settle_wait)
+        self._settlements = Settlements(self._database, settle_wait, longest_hold)
         self.history = History(self._database)
         self.queries = Queries(self._database)
         self.names = Names(self._database)

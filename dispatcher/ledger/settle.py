@@ -14,6 +14,8 @@ from sqlalchemy import Connection, Update, bindparam, select, update
 
 from channels.contract import Answer
 from dispatcher.errors import LedgerFailed, LedgerUnavailable
+from dispatcher.holding.covering import at_recording, may_be_held, undecided
+from dispatcher.holding.silences import LONGEST
 from dispatcher.ledger import owners
 from dispatcher.ledger.destination_state import DestinationStates
 from dispatcher.ledger.digests import Digests
@@ -21,8 +23,9 @@ from dispatcher.ledger.engine import Database
 from dispatcher.ledger.record import insert_deliveries
 from dispatcher.ledger.records import Settlement
 from dispatcher.ledger.schema import attempts, deliveries
+from dispatcher.ledger.silence_lock import any_may_cover
 from dispatcher.ledger.statements import among, insert
-from dispatcher.model.delivery import Dead, Delivery, Dropped, Retry, Sent, State
+from dispatcher.model.delivery import Dead, Delivery, Dropped, Kind, Retry, Sent, State
 from dispatcher.model.rate_limit import Feedback
 
 LEASE_LOST = "the lease had run out, so this outcome was ignored"
@@ -35,9 +38,12 @@ lease was still held when the settlement was written."""
 class Settlements:
     """Writes settlements in groups: those that arrive during a write share the next transaction."""
 
-    def __init__(self, database: Database, wait: timedelta) -> None:
-        """`wait`: on SQLite, settlements wait up to this time to share the transaction of other writes."""
+    def __init__(self, database: Database, wait: timedelta, longest: timedelta) -> None:
+        """`wait`: on SQLite, settlements wait up to this time to share the transaction of other writes. `longest`: no
+        delivery is held longer.
+        """
         self._database = database
+        self._longest = longest
         self._wait = wait.total_seconds()
         self._pending: deque[_Pending] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -76,7 +82,9 @@ class Settlements:
         middle = len(group) // 2
         for half in (group[:middle], group[middle:]):
             try:
-                held = await self._database.write(partial(settle, settlements=[one for one, _ in half]))
+                held = await self._database.write(
+                    partial(settle, settlements=[one for one, _ in half], longest=self._longest)
+                )
             except LedgerFailed as again:
                 await self._write_halves(half, again)
             except LedgerUnavailable as unavailable:
@@ -87,7 +95,7 @@ class Settlements:
     def _write_all(self, group: list[_Pending], connection: Connection) -> frozenset[str]:
         """Move the pending settlements to `group` and write them. Returns the keys of deliveries with a held lease."""
         group += self._take_pending()
-        return settle(connection, [settlement for settlement, _ in group])
+        return settle(connection, [settlement for settlement, _ in group], self._longest)
 
     def _take_pending(self) -> Iterator[_Pending]:
         """Remove and return the pending settlements. May be called from any thread."""
@@ -110,8 +118,11 @@ def _finish(group: Iterable[_Pending], held: frozenset[str]) -> None:
             done.set_result(settled.delivery.key in held)
 
 
-def settle(connection: Connection, settlements: Sequence[Settlement]) -> frozenset[str]:
-    """Write settlements. Returns the keys of the deliveries whose lease was still held."""
+def settle(connection: Connection, settlements: Sequence[Settlement], longest: timedelta = LONGEST) -> frozenset[str]:
+    """Write settlements. Returns the keys of the deliveries whose lease was still held.
+
+    `longest`: no delivery is held longer.
+    """
     held = _held_leases(connection, settlements)
     valid = [entry for entry in settlements if entry.delivery.key in held]
     for statement, rows in _outcome_updates(valid).items():
@@ -120,7 +131,7 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> frozens
     rows = [_attempt_row(entry, lease_held=entry.delivery.key in held) for entry in attempted]
     insert(connection, attempts, rows)
     traces = {entry.delivery.event: entry.delivery.trace for entry in valid}
-    insert_deliveries(connection, _follow_ups(connection, valid), traces)
+    insert_deliveries(connection, _follow_ups(connection, valid, longest), traces)
     by_channel: dict[str, list[Feedback]] = {}
     for entry in settlements:
         if entry.feedback is not None:
@@ -131,16 +142,34 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> frozens
     return held
 
 
-def _follow_ups(connection: Connection, settlements: Sequence[Settlement]) -> list[Delivery]:
-    """Return the deliveries that follow from the outcomes, with those held that are members of digests."""
-    planned = [follow_up for entry in settlements for follow_up in entry.follow_ups]
+def _follow_ups(connection: Connection, settlements: Sequence[Settlement], longest: timedelta) -> list[Delivery]:
+    """Return the deliveries that follow from the outcomes: held, where quiet hours or a digest hold them.
+
+    Their events are not at hand, so while there are silences, they are held until the releaser has looked at these.
+    """
+    planned = [_with_subject(one, entry.delivery) for entry in settlements for one in entry.follow_ups]
+    if not planned:
+        return []
+    now = max(entry.ended_at for entry in settlements)
+    new = [one for one in planned if one.attempt == 0 and one.event and may_be_held(one)]
+    if new and any_may_cover(connection, now - longest):
+        others = [one for one in planned if one not in new]
+        return [*others, *(part for one in new for part in undecided(one, now))]
+    planned = [part for one in planned for part in at_recording(one, (), now=now, longest=longest)]
     if not any(one.digest for one in planned):
         return planned
-    digests = Digests(connection, max(entry.ended_at for entry in settlements))
+    digests = Digests(connection, now)
     digests.lock(planned)
     admitted = digests.admitted(planned, unless_resolved=lambda member: member)
     digests.save()
     return admitted
+
+
+def _with_subject(follow_up: Delivery, cause: Delivery) -> Delivery:
+    """Return a follow-up so that the success which resolves its cause drops it too, while it is held."""
+    if follow_up.kind is not Kind.NOTIFICATION or follow_up.subject:
+        return follow_up
+    return follow_up._replace(subject=cause.subject)
 
 
 def _held_leases(connection: Connection, settlements: Sequence[Settlement]) -> frozenset[str]:

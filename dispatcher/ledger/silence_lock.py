@@ -8,16 +8,19 @@ what waits.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, select, update
 
 from dispatcher.errors import SilencesChanged
-from dispatcher.ledger.schema import silences_version
+from dispatcher.ledger.schema import silences, silences_version
 
 # Key of the PostgreSQL advisory lock of silences. It spells "silence" in ASCII. SQLite has one writer at a time.
 _LOCK = 0x73696C656E6365
 _SHARED = "SELECT pg_advisory_xact_lock_shared($1)"
 _EXCLUSIVE = "SELECT pg_advisory_xact_lock($1)"
 VERSION = select(silences_version.c.version)
+_LATER = select(silences.c.id).where(silences.c.ends_at > bindparam("since")).limit(1)
 _CHANGED = update(silences_version).values(version=silences_version.c.version + 1)
 
 
@@ -26,6 +29,12 @@ def require_version(connection: Connection, version: int) -> None:
     share(connection)
     if connection.scalar(VERSION) != version:
         raise SilencesChanged
+
+
+def any_may_cover(connection: Connection, since: datetime) -> bool:
+    """True if there are silences that end after this time. Keeps silences from being changed until the transaction ends."""
+    share(connection)
+    return connection.scalar(_LATER, {"since": since}) is not None
 
 
 def share(connection: Connection) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dispatcher.holding.silences import Silence
 from dispatcher.ledger import Deed, Filter, Ledger, RecordedEvent
-from dispatcher.model.delivery import Delivery, DropReason, Kind, State, Success
+from dispatcher.model.delivery import Dead, Delivery, DropReason, Kind, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.hold import HoldReason, Quiet, Then
 from dispatcher.model.phase import Phase
@@ -176,3 +176,30 @@ async def test_operators_release_or_cancel_what_is_held(ledger: Ledger) -> None:
     assert (released.key, released.hold, released.held_by) == (one, None, "")
     assert (released.held_since, released.note) == (NOW, "held until an operator released it")
     assert states(await stored(ledger)) == {"a x@x.com": "waiting", "a y@x.com": "cancelled"}
+
+
+async def test_what_follows_from_an_outcome_is_held_by_quiet_hours_and_looked_at_while_there_are_silences(
+    ledger: Ledger,
+) -> None:
+    await ledger.record([failure("a"), failure("b")], [], now=NOW)
+    (first,) = (await claim_slack(ledger, at=9)).deliveries
+    quiet = a_delivery(an_end("a", 0), to="x@x.com", quiet=Quiet(LATER, "contact ml"), due_at=NOW + SECOND)
+    retried = a_delivery(an_end("a", 0), to="again@x.com", attempt=1)
+    await ledger.settle(settlement(first, Dead("no such channel"), quiet, retried))
+    found = await stored(ledger)
+    assert [(one.hold, one.due_at) for one in (found["a x@x.com"], found["a again@x.com"])] == [
+        (HoldReason.WINDOW, LATER),
+        (None, NOW),
+    ]
+    assert found["a x@x.com"].subject == PLAN.key
+
+    await ledger.silences.add(a_silence(), an_action(Deed.SILENCE))
+    (second,) = (await claim_slack(ledger, at=9)).deliveries
+    mail = a_delivery(an_end("b", 0), recipients=("X", "Y"), addresses=("x@x.com", "y@x.com"))
+    await ledger.settle(settlement(second, Dead("no such channel"), mail))
+    found = await stored(ledger)
+    assert {(one.hold, one.held_by, one.hold_then) for one in (found["b x@x.com"], found["b y@x.com"])} == {
+        (HoldReason.SILENCE, "", None)
+    }
+    due = await ledger.releases.due(now=NOW + MINUTE)
+    assert sorted(target.address for target in due) == ["x@x.com", "y@x.com"]
