@@ -275,9 +275,13 @@ class Ledger:
         messages that were received before this time; subjects that have no deliveries, no later success and no later
         failure in a streak, and their versions; outdated states of destinations; unresolved owners without a later
         event; actions from before this time whose deliveries are all deleted. Moves `complete_since` forward to the
-        newest event or rejected message before this time. Returns how many events and rejected messages were deleted.
-        A small limit keeps the transaction short, so that workers do not wait for it.
+        newest event or rejected message before this time. A digest or summary is deleted after its last member, and
+        keeps its members until it is as old. Silences go when they have ended and can hold nothing any more. Returns how
+        many events, digests, summaries and rejected messages were deleted. A small limit keeps the transaction short, so that workers do not wait for it.
 
         `action`: recorded if something was deleted; None if no operator asked for it.
         """
-        return await self._database.write(partial(retention.purge, before=before, limit=limit, action=action))
+        longest = self._longest_hold
+        return await self._database.write(
+            partial(retention.purge, before=before, limit=limit, action=action, longest=longest)
+        )

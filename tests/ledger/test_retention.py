@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from dispatcher.ledger import Filter, Ledger
-from tests.support.builders import NOW, SECOND, a_delivery, an_event
-from tests.support.ledger_steps import MINUTE, SENT, claim, claim_slack, recorded, rejected, settlement, slack
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from dispatcher.ledger import Deed, Filter, Ledger
+from dispatcher.model.delivery import DropReason, Kind, State
+from tests.support.builders import NOW, SECOND, a_delivery, a_silence, an_event
+from tests.support.ledger_steps import (
+    MINUTE,
+    SENT,
+    an_action,
+    claim,
+    claim_slack,
+    recorded,
+    rejected,
+    settlement,
+    slack,
+)
 
 
 async def test_a_purge_deletes_old_finished_events_and_nothing_else(ledger: Ledger) -> None:
@@ -55,3 +70,43 @@ async def test_after_a_purge_the_ledger_is_complete_since_the_newest_event_that_
         await ledger.purge(NOW + before * MINUTE, limit=1)
         since.append(await ledger.checkpoints.complete_since(now=NOW))
     assert since == [NOW + MINUTE, NOW + 2 * MINUTE, NOW + 3 * MINUTE]
+
+
+async def test_a_purge_deletes_a_summary_and_what_it_tells_of_together(ledger: Ledger) -> None:
+    summary = a_delivery(key="s", kind=Kind.SUMMARY, created_at=NOW + MINUTE)._replace(event="", content=None)
+    told: dict[str, Any] = {
+        "state": State.DROPPED,
+        "drop_reason": DropReason.SILENCE,
+        "included_in": "s",
+        "created_at": NOW,
+    }
+    members = [an_event(name=f"m{number}") for number in range(3)]
+    for event in members:
+        await ledger.record([recorded(a_delivery(event, **told), event=event)], [], now=NOW)
+    await ledger.record([recorded(summary, event=an_event(name="other"))], [], now=NOW + MINUTE)
+    still_there = {"s", *(a_delivery(event).key for event in members)}
+
+    async def keys() -> set[str]:
+        return {one.delivery.key for one in await ledger.history.find(Filter(), limit=9)}
+
+    await ledger.purge(NOW + SECOND, limit=9)
+    assert await keys() == still_there  # the members are old enough, and the summary is not
+    await ledger.purge(NOW + 2 * MINUTE, limit=9)
+    assert await keys() == still_there  # it waits
+    (claimed,) = await claim(ledger, now=NOW + MINUTE)
+    await ledger.settle(settlement(claimed, SENT))
+    assert await ledger.count_purgeable(NOW + 2 * MINUTE) >= len(members)
+    await ledger.purge(NOW + 2 * MINUTE, limit=9)
+    assert await keys() == set()
+
+
+async def test_a_purge_deletes_silences_that_can_hold_nothing_any_more(ledger: Ledger) -> None:
+    day = timedelta(days=1)
+    for name, ended in (("gone", 8), ("holds", 8), ("late", 6)):
+        silence = a_silence(name, starts_at=NOW - 9 * day, ends_at=NOW - ended * day)
+        await ledger.silences.add(silence, an_action(Deed.SILENCE))
+        if name == "holds":
+            late_comer = recorded(a_delivery(occurred_at=NOW - 9 * day))
+            await ledger.record([replace(late_comer, silences=[silence])], [], now=NOW)
+    await ledger.purge(NOW, limit=9)
+    assert {one.id for one in await ledger.silences.find(limit=9)} == {"holds", "late"}
