@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -27,17 +28,36 @@ MAX_DATES = 400
 """A window names at most this many dates and ranges of dates."""
 LOOK_AHEAD = timedelta(days=31)
 """Quiet hours are followed for this long. What is held is released sooner (`holds.longest`)."""
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_EVERY_DAY = tuple(range(len(_DAYS)))
 _DAY = timedelta(days=1)
 _WEEK = 7 * _DAY
-_MINUTES = 24 * 60
-"""The minutes of a day on the wall clock."""
 _TIME = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])|(24):(00)", re.ASCII)
 _RANGE = ".."
 _YEARS = range(2000, 2101)
 """The years that a date may have."""
 _SOME_MONDAY = date(2024, 1, 1)
+
+
+class Weekday(StrEnum):
+    MON = "mon"
+    TUE = "tue"
+    WED = "wed"
+    THU = "thu"
+    FRI = "fri"
+    SAT = "sat"
+    SUN = "sun"
+
+
+_WEEK_OF_DAYS = tuple(Weekday)
+
+
+class TimeOfDay(int):
+    """A time on the wall clock, as minutes after midnight."""
+
+    def __str__(self) -> str:
+        return f"{self // 60:02}:{self % 60:02}"
+
+
+_MIDNIGHT, _END_OF_DAY = TimeOfDay(0), TimeOfDay(24 * 60)
 
 
 class Dates(NamedTuple):
@@ -60,26 +80,27 @@ def _texts(value: Any) -> list[Any]:
 def _days(value: Any) -> Any:
     if isinstance(value, tuple):
         return value
-    named: set[int] = set()
+    named: set[Weekday] = set()
     for part in _texts(value):
         first, dash, last = str(part).lower().partition("-")
-        if first not in _DAYS or (dash and last not in _DAYS):
-            raise ValueError(f"write one of {', '.join(_DAYS)}, or a range such as mon-fri")
-        start, end = _DAYS.index(first), _DAYS.index(last or first)
-        named.update(day % len(_DAYS) for day in range(start, end + 1 if end >= start else end + 1 + len(_DAYS)))
+        if first not in _WEEK_OF_DAYS or (dash and last not in _WEEK_OF_DAYS):
+            raise ValueError(f"write one of {', '.join(Weekday)}, or a range such as mon-fri")
+        start, end = (_WEEK_OF_DAYS.index(Weekday(day)) for day in (first, last or first))
+        after = end + 1 if end >= start else end + 8
+        named.update((_WEEK_OF_DAYS * 2)[start:after])
     if not named:
         raise ValueError("must not be empty: without days, it is every day")
-    return tuple(sorted(named))
+    return tuple(day for day in Weekday if day in named)
 
 
 def _time(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, TimeOfDay):
         return value
     match = _TIME.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(why_not_text(value) or "write a time such as 22:00; the end of a day is 24:00")
     hours, minutes = (int(part) for part in match.groups() if part is not None)
-    return hours * 60 + minutes
+    return TimeOfDay(hours * 60 + minutes)
 
 
 def _dates(value: Any) -> Any:
@@ -100,8 +121,7 @@ def _range(value: Any) -> Dates:
     return Dates(first, last)
 
 
-_WallTime = Annotated[int, BeforeValidator(_time)]
-"""Minutes after midnight on the wall clock, written as `22:00`."""
+_TimeOfDay = Annotated[InstanceOf[TimeOfDay], BeforeValidator(_time)]
 _DateList = Annotated[tuple[InstanceOf[Dates], ...], BeforeValidator(_dates), Field(max_length=MAX_DATES)]
 
 
@@ -110,12 +130,12 @@ class Window(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    days: Annotated[tuple[int, ...], BeforeValidator(_days)] = _EVERY_DAY
+    days: Annotated[tuple[Weekday, ...], BeforeValidator(_days)] = _WEEK_OF_DAYS
     """The days of the week on which the window starts, such as `[mon-fri]`. Without it, every day."""
-    start: _WallTime = Field(0, alias="from")
-    """When it starts. Without it, at the start of the day."""
-    end: _WallTime = Field(_MINUTES, alias="to")
-    """When it ends: on the next day if this is not later than `from`. Without it, at the end of the day, 24:00."""
+    start: _TimeOfDay = Field(_MIDNIGHT, alias="from")
+    """When it starts."""
+    end: _TimeOfDay = Field(_END_OF_DAY, alias="to")
+    """When it ends: on the next day if this is not later than `from`. `24:00` is the end of the day."""
     zone: TimeZone
     """The time zone of these times: a name of the IANA database, such as `Europe/Berlin`."""
     dates: _DateList = ()
@@ -125,11 +145,11 @@ class Window(BaseModel):
 
     @model_validator(mode="after")
     def _is_some_time(self) -> Self:
-        if self.start == _MINUTES:
+        if self.start == _END_OF_DAY:
             raise ValueError("from: write 00:00 and the next day")
         if self.start == self.end:
             raise ValueError("from and to are the same time: leave both out for whole days")
-        if self.dates and not any(day.weekday() in self.days for dates in self.dates for day in _some_days(dates)):
+        if self.dates and not any(self._has_weekday(day) for dates in self.dates for day in _some_days(dates)):
             raise ValueError("it never starts: none of its dates is on one of its days")
         return self
 
@@ -145,7 +165,7 @@ class Window(BaseModel):
         the clocks skip a part of it.
         """
         midnight = datetime.combine(day, time())
-        minutes = self.end if self.end > self.start else self.end + _MINUTES
+        minutes = self.end if self.end > self.start else self.end + _END_OF_DAY
         start = first_instant(midnight + timedelta(minutes=self.start), self.zone)
         return start, last_instant(midnight + timedelta(minutes=minutes), self.zone)
 
@@ -154,9 +174,12 @@ class Window(BaseModel):
         yield from (self.span(day)[0] for day in _some_days(Dates(first, last)) if self._starts_on(day))
 
     def _starts_on(self, day: date) -> bool:
-        if day.weekday() not in self.days:
+        if not self._has_weekday(day):
             return False
         return (not self.dates or _names(self.dates, day)) and not _names(self.except_, day)
+
+    def _has_weekday(self, day: date) -> bool:
+        return _WEEK_OF_DAYS[day.weekday()] in self.days
 
     def over(self, today: date) -> bool:
         """True if all its dates are before `today`, so that it never starts again."""
@@ -164,9 +187,9 @@ class Window(BaseModel):
 
     def __str__(self) -> str:
         """Return the window in words, such as `mon-fri 22:00-07:00 Europe/Berlin`."""
-        days = "" if self.days == _EVERY_DAY else ",".join(_day_names(self.days))
-        all_day = self.start == 0 and self.end == _MINUTES
-        hours = "all day" if all_day else f"{_clock(self.start)}-{_clock(self.end)}"
+        days = "" if self.days == _WEEK_OF_DAYS else ",".join(_ranges(self.days))
+        all_day = self.start == _MIDNIGHT and self.end == _END_OF_DAY
+        hours = "all day" if all_day else f"{self.start}-{self.end}"
         only = f"on {', '.join(map(str, self.dates))}" if self.dates else ""
         never = f"except {', '.join(map(str, self.except_))}" if self.except_ else ""
         return " ".join(filter(None, (days, hours, str(self.zone), only, never)))
@@ -174,9 +197,9 @@ class Window(BaseModel):
     def as_data(self) -> dict[str, Any]:
         """Return the window as JSON data, in the form in which files write it."""
         return {
-            "days": _day_names(self.days),
-            "from": _clock(self.start),
-            "to": _clock(self.end),
+            "days": _ranges(self.days),
+            "from": str(self.start),
+            "to": str(self.end),
             "zone": str(self.zone),
             "dates": [*map(str, self.dates)],
             "except": [*map(str, self.except_)],
@@ -272,16 +295,12 @@ def _some_days(dates: Dates) -> Iterator[date]:
     return (dates.first + timedelta(days=day) for day in range(number + 1))
 
 
-def _day_names(days: Sequence[int]) -> list[str]:
+def _ranges(days: Sequence[Weekday]) -> list[str]:
     """Return the days as a file could write them: `mon-fri` for several in a row."""
-    names: list[str] = []
-    for day in days:
-        if day - 1 in days:
-            names[-1] = f"{names[-1].partition('-')[0]}-{_DAYS[day]}"
-        else:
-            names.append(_DAYS[day])
-    return names
-
-
-def _clock(minutes: int) -> str:
-    return f"{minutes // 60:02}:{minutes % 60:02}"
+    ranges: list[str] = []
+    before: Weekday | None = None
+    for day in Weekday:
+        if day in days:
+            ranges = [*ranges[:-1], f"{ranges[-1].partition('-')[0]}-{day}"] if before in days else [*ranges, str(day)]
+        before = day
+    return ranges

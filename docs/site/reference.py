@@ -8,7 +8,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from enum import Enum
 from functools import cache
 from itertools import pairwise
@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from dispatcher.cli import app
 from dispatcher.config.mistakes import PREFIX
 from dispatcher.config.settings import Settings
+from dispatcher.holding.windows import Dates, TimeOfDay
 
 _NAMES: Mapping[Any, str] = {
     str: "text",
@@ -31,6 +32,9 @@ _NAMES: Mapping[Any, str] = {
     bool: "`true`, `false`",
     timedelta: "duration",
     datetime: "time",
+    tzinfo: "time zone",
+    TimeOfDay: "time of day",
+    Dates: "dates",
     Path: "path",
     AnyUrl: "address",
     IPvAnyNetwork: "network",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dispatcher.holding.wall_time import first_instant, last_instant
-from dispatcher.holding.windows import LOOK_AHEAD, QuietHours, Window, quiet_now
+from dispatcher.holding.windows import LOOK_AHEAD, QuietHours, TimeOfDay, Weekday, Window, quiet_now
 from dispatcher.model.hold import Quiet
 from dispatcher.parsing.validation_errors import first_problem
 
@@ -61,9 +61,15 @@ def windows(draw: st.DrawFn) -> Window:
     start = draw(minutes)
     end = draw(st.integers(1, 24 * 60).filter(lambda end: end != start))
     exceptions = [draw(instants).date()] if draw(st.booleans()) else []
-    days = tuple(sorted(draw(st.sets(st.integers(0, 6), min_size=1))))
+    days = draw(st.lists(st.sampled_from(Weekday), min_size=1))
     return Window.model_validate(
-        {"days": days, "from": start, "to": end, "zone": draw(st.sampled_from(ZONES)), "except": exceptions}
+        {
+            "days": days,
+            "from": TimeOfDay(start),
+            "to": TimeOfDay(end),
+            "zone": draw(st.sampled_from(ZONES)),
+            "except": exceptions,
+        }
     )
 
 
@@ -114,7 +120,7 @@ def in_force(one: Window, at: datetime) -> bool:
         day = shown.date() + away * DAY
         midnight = datetime.combine(day, time())
         minutes_to_end = one.end if one.end > one.start else one.end + 24 * 60
-        if day.weekday() not in one.days or any(dates.first <= day <= dates.last for dates in one.except_):
+        if [*Weekday][day.weekday()] not in one.days or any(dates.first <= day <= dates.last for dates in one.except_):
             continue
         start, end = midnight + one.start * MINUTE, midnight + minutes_to_end * MINUTE
         if start <= already and (shown < end or again <= end):
