@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, 
 from dispatcher.holding.wall_time import first_instant, last_instant
 from dispatcher.model.hold import Quiet
 from dispatcher.parsing.duration import duration_text
-from dispatcher.parsing.scalars import why_not_text
+from dispatcher.parsing.scalars import Unclear, why_not_text
 from dispatcher.parsing.time_zone import TimeZone
 
 MAX_WINDOWS = 20
@@ -96,7 +96,8 @@ def _days(value: Any) -> Any:
 def _time(value: Any) -> Any:
     if isinstance(value, TimeOfDay):
         return value
-    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    text = value.text if isinstance(value, Unclear) else value  # YAML 1.1 reads 22:00 as minutes: it means the same
+    match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(why_not_text(value) or "write a time such as 22:00; the end of a day is 24:00")
     hours, minutes = (int(part) for part in match.groups() if part is not None)

@@ -1,7 +1,7 @@
 """Decides what an unquoted YAML scalar is: text, a number, a truth value, a date, or nothing.
 
 YAML 1.1 and YAML 1.2 read some scalars differently: `010` is 8 in the one and 10 in the other, `12:30` is 750 or text.
-Such a scalar becomes `Unclear`, which no setting and no rule accepts, so its author learns to quote it. Sources: YAML
+Such a scalar becomes `Unclear`, which only times of day accept, so its author learns to quote it. Sources: YAML
 1.1 (yaml.org/type), YAML 1.2.2 (10.3, core schema).
 """
 
@@ -36,8 +36,9 @@ class Unclear:
     It is no dataclass, because pydantic-settings turns a dataclass into a dict, and a setting's error loses its reason.
     """
 
-
-UNCLEAR = Unclear()
+    def __init__(self, text: str) -> None:
+        """`text`: the scalar, for options in which all readings mean the same, such as a time of day."""
+        self.text = text
 
 
 def plain_scalar(text: str) -> Any:
@@ -51,19 +52,19 @@ def plain_scalar(text: str) -> Any:
     if not _NUMBER_IN_SOME_READERS.fullmatch(text):
         return text
     if len(text) > _LONGEST_NUMBER:
-        return UNCLEAR
+        return Unclear(text)
     if _INTEGER.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text) and isfinite(number := float(text)):
         return number
-    return UNCLEAR
+    return Unclear(text)
 
 
 def _date(text: str) -> Any:
     try:
         return date.fromisoformat(text) if len(text) <= len("2026-11-20") else datetime.fromisoformat(text)
     except ValueError:
-        return UNCLEAR
+        return Unclear(text)
 
 
 def why_not_text(value: Any) -> str | None:

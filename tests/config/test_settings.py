@@ -230,7 +230,7 @@ def test_a_contact_has_recipients_on_each_channel_and_may_include_others(tmp_pat
 def test_quiet_hours_and_digests_of_a_contact(tmp_path: Path) -> None:
     quiet = '{days: [mon-fri], from: "22:00", to: "07:00", zone: Europe/Berlin, except: [2026-12-31]}'
     text = "holds: {longest: 2d}\ncontacts: {ml: {email: a@x.com, quiet: QUIET, digest: {every: 1h}}}"
-    for given in (quiet, f"[{quiet}]"):
+    for given in (quiet, f"[{quiet}]", quiet.replace('"', "")):
         settings = load(written(tmp_path, text.replace("QUIET", given)))
         contact = settings.contact_sections["ml"]
         assert [str(one) for one in contact.quiet] == ["mon-fri 22:00-07:00 Europe/Berlin except 2026-12-31"]
@@ -243,7 +243,7 @@ def test_quiet_hours_and_digests_of_a_contact(tmp_path: Path) -> None:
     ("options", "problem"),
     [
         ("quiet: []", "contacts.ml.quiet: must not be empty"),
-        ("quiet: {from: 22:00, zone: UTC}", "contacts.ml.quiet.0.from: some YAML readers take this for text"),
+        ("quiet: {from: 22:00:00, zone: UTC}", "contacts.ml.quiet.0.from: some YAML readers take this for text"),
         ('quiet: {from: "22:00"}', "contacts.ml.quiet.0.zone: must be set"),
         ('quiet: {form: "22:00", zone: UTC}', "contacts.ml.quiet.0.form: unknown option; did you mean 'from'?"),
         (
