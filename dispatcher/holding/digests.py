@@ -40,6 +40,8 @@ class DigestState:
     """When the newest digest opened; None if there was none. No two digests of an address have the same time."""
     closes_at: datetime | None = None
     """When the open digest closes; None if none is open."""
+    postponed: bool = False
+    """True if quiet hours hold the open digest."""
     first_key: str = ""
     """The key of the message with which the burst began; empty if no digest is open."""
 
@@ -58,12 +60,20 @@ class DigestState:
             return None
         return Hold(HoldReason.DIGEST, self.open_id, self.closes_at, Then.SUMMARY)
 
+    def holds(self, now: datetime) -> Hold | None:
+        """Return the hold of a message that no quiet hours hold now; None if it goes out at once.
+
+        So a critical message does not wait with a digest that quiet hours hold.
+        """
+        hold = self.hold
+        return None if hold is None or (self.postponed and now < hold.until) else hold
+
     def with_options(self, options: DigestOptions) -> DigestState:
         """Return the state with other options. The open digest closes when it would have."""
         return replace(self, options=options)
 
     def admit(self, key: str, now: datetime) -> DigestState:
-        """Return the state after a message. It is a member of the open digest, if the new state has one."""
+        """Return the state after a message. Then `holds` says whether it is a member of a digest."""
         if self.closes_at is not None:
             return self
         recent = tuple(one for one in self.recent if one.at > now - self.options.within)
@@ -81,19 +91,23 @@ class DigestState:
         first_key = self.recent[0].key if self.recent else key
         return _with_next(replace(self, recent=(), first_key=first_key), now)
 
-    def postponed(self, until: datetime) -> DigestState:
+    def postpone(self, until: datetime) -> DigestState:
         """Return the state with the open digest's end moved to `until`, because quiet hours hold it until then."""
-        return replace(self, closes_at=until)
+        return replace(self, closes_at=until, postponed=True)
 
     def closed(self, now: datetime, *, members: int) -> DigestState:
         """Return the state after the open digest has closed: the next one is open, or the burst is over."""
-        return _with_next(self, now) if members else replace(self, recent=(), closes_at=None, first_key="")
+        return (
+            _with_next(self, now)
+            if members
+            else replace(self, recent=(), closes_at=None, postponed=False, first_key="")
+        )
 
 
 def _with_next(state: DigestState, now: datetime) -> DigestState:
     # A clock that was set back must not give a digest the id of an earlier one.
     opened_at = now if state.opened_at is None else max(now, state.opened_at + _STEP)
-    return replace(state, opened_at=opened_at, closes_at=now + state.options.every)
+    return replace(state, opened_at=opened_at, closes_at=now + state.options.every, postponed=False)
 
 
 def through_digest(

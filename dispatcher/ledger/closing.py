@@ -74,7 +74,7 @@ def _close(
     message = _message(state, members, now) if members else None
     until = _quiet_until(message, members, quiet, longest) if message is not None else None
     if until is not None and until > now:
-        states[target] = state.postponed(until)
+        states[target] = state.postpone(until)
         connection.execute(_POSTPONE, {"members": [row.key for row in members], "until": until})
         message = None
     else:

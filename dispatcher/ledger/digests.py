@@ -89,7 +89,7 @@ class Digests:
         if state is None:
             return None
         self[target] = state = state.admit(key, self._now)
-        return state.hold
+        return state.holds(self._now)
 
     def admitted(self, planned: Iterable[Delivery], unless_resolved: Callable[[Delivery], Delivery]) -> list[Delivery]:
         """Return new deliveries, with those held that are members of digests.
@@ -216,6 +216,7 @@ def _row(state: DigestState) -> dict[str, Any]:
         "recent": [[one.at.isoformat(), one.key] for one in state.recent],
         "opened_at": state.opened_at,
         "closes_at": state.closes_at,
+        "postponed": state.postponed,
         "options": [after, within.total_seconds(), every.total_seconds()],
         "first_key": state.first_key,
     }
@@ -230,5 +231,6 @@ def _state(row: Row[Any]) -> DigestState:
         recent=tuple(Recent(datetime.fromisoformat(at), key) for at, key in row.recent),
         opened_at=row.opened_at,
         closes_at=row.closes_at,
+        postponed=row.postponed,
         first_key=row.first_key,
     )

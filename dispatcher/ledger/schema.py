@@ -262,12 +262,14 @@ digests = Table(
     Column("recent", CompressedJson, nullable=False),
     Column("opened_at", UtcTime),
     Column("closes_at", UtcTime),
+    Column("postponed", Boolean, nullable=False),
     Column("options", CompressedJson, nullable=False),
     Column("first_key", NullIfEmpty(64)),
     Index("ix_digests_closes_at", "closes_at", sqlite_where=text("closes_at IS NOT NULL")),
 )
 """The addresses whose contact has digests, and what each got lately (`holding/digests.py`). `opened_at`: when the newest
-digest opened. `closes_at`: NULL if none is open. `first_key`: the key of the message with which the burst began."""
+digest opened. `closes_at`: NULL if none is open. `postponed`: quiet hours hold it. `first_key`: the key of the message
+with which the burst began."""
 
 refusals = Table(
     "refusals",

@@ -14,7 +14,7 @@ from dispatcher.errors import LedgerIncompatible
 from dispatcher.ledger.failures import cause
 from dispatcher.ledger.schema import compatibility
 
-HEAD = "0001_234777eb"
+HEAD = "0001_b1168e4c"
 """The version of the newest migration: its number, and a hash of the tables that all migrations create. A test checks
 both."""
 COMPATIBLE = HEAD

@@ -241,8 +241,10 @@ async def test_quiet_hours_of_the_contact_hold_a_digest_but_not_beyond_the_longe
         await record(ledger, *(failure(name) for name in "abcd"))
         await send(ledger, 1)
         assert await close(ledger, 15, hours(40)) == []
-        await record(ledger, failure("e"), at=20)
-        assert (await stored(ledger))["e"].delivery.due_at == NOW + 40 * MINUTE
+        await record(ledger, failure("e", severity="critical"), at=20)
+        await record(ledger, failure("late"), at=40)  # the hours are over, and the digest is about to close
+        found = await stored(ledger)
+        assert (fate(found["e"].delivery), found["late"].delivery.due_at) == ("at once", NOW + 40 * MINUTE)
         assert await close(ledger, 40, hours(300)) == []
         assert await ledger.digests.due(now=NOW + 59 * MINUTE) == []
         (digest,) = await close(ledger, 60, hours(300))

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_234777eb"
+revision = "0001_b1168e4c"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -275,6 +275,7 @@ def upgrade() -> None:
         sa.Column("recent", sa.LargeBinary, nullable=False),
         sa.Column("opened_at", _TIME),
         sa.Column("closes_at", _TIME),
+        sa.Column("postponed", sa.Boolean, nullable=False),
         sa.Column("options", sa.LargeBinary, nullable=False),
         sa.Column("first_key", sa.String(64)),
         sa.PrimaryKeyConstraint("channel", "address", name="pk_digests"),
