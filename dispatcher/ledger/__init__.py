@@ -5,6 +5,7 @@ the work: `record`, `claim`, `settle`, `threads`, `actions`, `retention`. `histo
 `column_types` define the tables, `engine` opens the database.
 """
 
+from dispatcher.ledger.held import HoldFigures
 from dispatcher.ledger.ledger import Ledger
 from dispatcher.ledger.records import (
     Action,
@@ -33,6 +34,7 @@ __all__ = [
     "ClaimedThread",
     "Deed",
     "Filter",
+    "HoldFigures",
     "Ledger",
     "RecordResult",
     "RecordedEvent",

@@ -18,6 +18,7 @@ from dispatcher.ledger.causes import Causes
 from dispatcher.ledger.checkpoints import Checkpoints
 from dispatcher.ledger.closing import OpenDigests
 from dispatcher.ledger.engine import TIMEOUT, Database, RollBack
+from dispatcher.ledger.held import HeldDeliveries
 from dispatcher.ledger.history import History
 from dispatcher.ledger.names import Names
 from dispatcher.ledger.owners import Owners
@@ -82,6 +83,7 @@ class Ledger:
         self.silences = Silences(self._database, longest_hold)
         self.digests = OpenDigests(self._database, longest_hold)
         self.releases = Releases(self._database, longest_hold)
+        self.held = HeldDeliveries(self._database)
 
     async def open(self) -> Self:
         """Create or upgrade the tables. Raises LedgerIncompatible for a ledger that this version can't work with."""

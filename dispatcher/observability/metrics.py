@@ -21,8 +21,9 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from dispatcher.flyte.decode import type_label
 from dispatcher.intake.pipeline import BatchResult
-from dispatcher.ledger import Backlog, Rejected, Settlement
+from dispatcher.ledger import Backlog, HoldFigures, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Delivery, Dropped, Retry, Sent, State
+from dispatcher.model.hold import HoldReason
 from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.version import __version__
 
@@ -64,6 +65,7 @@ class Metrics:
         self._declare_intake()
         self._declare_delivering()
         self._declare_ledger()
+        self._declare_holds()
         self._declare_health()
 
     # -- the page
@@ -326,6 +328,48 @@ class Metrics:
             gauge.clear()
             for (topic, partition), value in values.items():
                 gauge.labels(topic, partition).set(value)
+
+    # -- what is held back
+
+    def _declare_holds(self) -> None:
+        self._held = self._gauge(
+            "deliveries_held", "Deliveries that a silence, quiet hours (window) or a digest hold.", "channel", "hold"
+        )
+        self._oldest_held = self._gauge(
+            "oldest_held_seconds",
+            "How long the oldest held delivery has been held; 0 if none is held.",
+            "channel",
+            "hold",
+        )
+        self._overdue_hold = self._gauge(
+            "overdue_hold_seconds",
+            "How long ago the first hold ended of those that are not released; 0 if none is late.",
+        )
+        self._open_digests = self._gauge("digests_open", "Addresses whose digest gathers messages.", "channel")
+        self._silences = self._gauge("silences_in_force", "Silences in force.")
+        self._releases = self._counter(
+            "releases", "Held deliveries whose hold ended: sent, summarized, dropped, held_again.", "channel", "outcome"
+        )
+
+    def holds(self, figures: HoldFigures | None, *, now: datetime) -> None:
+        """Set the gauges of what is held. If the ledger can't be read, `figures` is None, and they are removed."""
+        for gauge in (self._held, self._oldest_held, self._overdue_hold, self._open_digests, self._silences):
+            gauge.clear()
+        if figures is None:
+            return
+        for channel in self._channels:
+            self._open_digests.labels(channel).set(0)
+            for hold in HoldReason:
+                self._held.labels(channel, hold).set(0)
+                self._oldest_held.labels(channel, hold).set(0)
+        for (channel, hold), one in figures.held.items():
+            name = self._channel_label(channel)
+            self._held.labels(name, hold).inc(one.number)
+            self._oldest_held.labels(name, hold).set(_seconds(now - one.oldest))
+        for channel, number in figures.open_digests.items():
+            self._open_digests.labels(self._channel_label(channel)).inc(number)
+        self._overdue_hold.set(_seconds(now - (figures.first_end or now)))
+        self._silences.set(figures.silences_in_force)
 
     # -- health
 

@@ -73,7 +73,11 @@ def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) 
         metrics.backlog(None, now=clock.now())  # clears old values, in case the ledger does not answer
         metrics.backlog(await parts.ledger.queries.backlog(now=clock.now()), now=clock.now())
 
-    collectors: dict[str, Collector] = {"components": components, "ledger": backlog}
+    async def holds() -> None:
+        metrics.holds(None, now=clock.now())
+        metrics.holds(await parts.ledger.held.figures(now=clock.now()), now=clock.now())
+
+    collectors: dict[str, Collector] = {"components": components, "ledger": backlog, "holds": holds}
     if (source := parts.source) is not None:
 
         async def kafka() -> None:
