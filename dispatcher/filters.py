@@ -114,6 +114,13 @@ class Criteria(_Parameters):
         str | None,
         Field(pattern=r"^[0-9a-f]{1,32}$", description="The key of a digest or summary: what it tells of."),
     ] = None
+    held: Annotated[
+        bool | None, Field(description="true selects what a silence, quiet hours or a digest hold now, false the rest.")
+    ] = None
+    held_by: Annotated[
+        _Text | None,
+        Field(description="What holds it, or held it when it was dropped: a silence's id, or `contact ml-team`."),
+    ] = None
     since: TimeArgument | None = None
     until: TimeArgument | None = None
 

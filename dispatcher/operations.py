@@ -138,10 +138,15 @@ class Operations:
 
 def _in_words(wanted: Filter) -> str:
     """Return the filter as text, without recipients: more people can read the log than the ledger."""
-    shown = ("channel", "execution", "launch_plan", "project", "domain", "phase", "verdict", "cause", "included_in")
+    shown = (
+        *("channel", "execution", "launch_plan", "project", "domain", "phase", "verdict", "cause"),
+        *("included_in", "held_by"),
+    )
     names = {name: getattr(wanted, name) for name in shown}
     times = {name: at.isoformat() for name in ("since", "until") if (at := getattr(wanted, name)) is not None}
     conditions = [f"{name} {value}" for name, value in {**names, **times}.items() if value is not None]
+    if wanted.held is not None:
+        conditions.append("held" if wanted.held else "not held")
     if wanted.recipient is not None:
         conditions.append("a recipient")
     if wanted.keys:

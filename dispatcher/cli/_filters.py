@@ -41,6 +41,17 @@ OPTIONS: Mapping[str, Any] = {
     "included_in": Annotated[
         str | None, _option("included-in", "Only what the digest or summary of this key tells of.")
     ],
+    "held": Annotated[
+        bool | None,
+        typer.Option(
+            "--held/--not-held",
+            help="Only what a silence, quiet hours or a digest hold, or only the rest.",
+            show_default=False,
+        ),
+    ],
+    "held_by": Annotated[
+        str | None, _option("held-by", "Only what this holds, or held: a silence's id, or 'contact ml-team'.")
+    ],
     "since": Annotated[str | None, _option("since", f"Only entries since this time: {_TIME}.")],
     "until": Annotated[str | None, _option("until", f"Only entries before this time: {_TIME}.")],
 }

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dispatcher.ledger.records import EventSummary, Page
     from dispatcher.model.delivery import State
 
+_NOT_FOR_CAUSES = frozenset(
+    {*("state", "channel", "recipient", "verdict", "cause", "execution", "included_in"), *("held", "held_by")}
+)
 executions = typer.Typer(help="List finished executions.", no_args_is_help=True)
 
 
@@ -63,7 +66,7 @@ def list_(filters: Filters, config: Config = None, limit: Limit = 50, as_json: A
 
 
 @executions.command()
-@with_filters(without=frozenset({"state", "channel", "recipient", "verdict", "cause", "execution", "included_in"}))
+@with_filters(without=_NOT_FOR_CAUSES)
 def causes(filters: Filters, config: Config = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """Count failed executions by their cause, the most frequent cause first. The option --cause of the lists of
     executions and deliveries selects those of one cause.

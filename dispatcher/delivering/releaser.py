@@ -6,7 +6,7 @@ Each address is one transaction (`ledger/releases.py`). If a replica dies before
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
@@ -21,7 +21,7 @@ from dispatcher.holding.release import Released
 from dispatcher.ledger import Ledger
 from dispatcher.ledger.digests import Target
 from dispatcher.ledger.releases import Ended
-from dispatcher.model.delivery import Delivery
+from dispatcher.model.delivery import Delivery, Kind
 from dispatcher.model.event import Event
 from dispatcher.model.hold import Hold, Quiet
 from dispatcher.planning.planner import Planner
@@ -51,6 +51,9 @@ class Releaser:
     stopping: asyncio.Event
     wake: Callable[[], None] = lambda: None
     """Called after a release, because deliveries are due."""
+    on_released: Callable[[str, Mapping[str, int]], None] = lambda _channel, _numbers: None
+    """Called after a release with the channel, and how many deliveries were `sent`, `included` in another message,
+    `dropped` or `held_again`."""
     on_failed: Callable[[], None] = lambda: None
     """Called after each unforeseen exception about one address, after which the others go on."""
     _paused: dict[Target, datetime] = field(default_factory=dict)
@@ -117,7 +120,7 @@ class Releaser:
         )
         released = await self.ledger.releases.release(ended, now=now)
         if released is not None:
-            self._log(target, released)
+            self._note(target, _numbers(released))
 
     def _covers(self, delivery: Delivery, event: Event | None, now: datetime) -> Iterator[Hold]:
         """Yield what covers the delivery now. A silence that is over has released it, and does not hold it again."""
@@ -131,22 +134,28 @@ class Releaser:
     def _quiet(self, delivery: Delivery, now: datetime) -> Quiet | None:
         return self.planner.still_quiet(delivery, self.rules().routes, now=now)
 
-    def _log(self, target: Target, released: Released) -> None:
-        going = len(released.going) + len(released.overdue) + (released.summary is not None)
-        if going:
-            self.wake()
-        if going or released.dropped or released.held:
-            log.info(
-                "released",
-                channel=target.channel,
-                sent=going,
-                dropped=len(released.dropped),
-                held_again=len(released.held),
-            )
-
     async def _close(self, target: Target) -> None:
         now = self.clock.now()
-        message = await self.ledger.digests.close(target, lambda digest: self._quiet(digest, now), now=now)
-        if message is not None:
-            log.info("closed a digest", **log_fields(message))
+        closed = await self.ledger.digests.close(target, lambda digest: self._quiet(digest, now), now=now)
+        if closed is not None:
+            log.info("closed a digest", **log_fields(closed.message))
+            self._note(target, {"included" if closed.message.kind is Kind.DIGEST else "sent": closed.members})
+
+    def _note(self, target: Target, numbers: Mapping[str, int]) -> None:
+        if not any(numbers.values()):
+            return
+        log.info("released", channel=target.channel, **numbers)
+        self.on_released(target.channel, numbers)
+        if numbers.get("sent") or numbers.get("included"):
             self.wake()
+
+
+def _numbers(released: Released) -> Mapping[str, int]:
+    """Return how many deliveries became what (`Releaser.on_released`)."""
+    included = sum(bool(one.included_in) for one in released.dropped)
+    return {
+        "sent": len(released.going) + len(released.overdue),
+        "included": included,
+        "dropped": len(released.dropped) - included,
+        "held_again": len(released.held),
+    }

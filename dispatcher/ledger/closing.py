@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, literal_column, select, update
 
@@ -26,6 +26,14 @@ OVERDUE = "sent in quiet hours, because no message is held longer"
 """The note of a digest that goes out although quiet hours hold it."""
 
 
+class Closed(NamedTuple):
+    """What a digest that has closed became."""
+
+    message: Delivery
+    """A message of kind DIGEST; the member itself if there was only one."""
+    members: int
+
+
 class OpenDigests:
     """Digests that gather members. Every method raises LedgerUnavailable while the database can't be used."""
 
@@ -41,9 +49,7 @@ class OpenDigests:
             rows = await connection.execute(query.order_by(digests.c.closes_at).limit(limit))
         return [Target(row.channel, row.address) for row in rows]
 
-    async def close(
-        self, target: Target, quiet: Callable[[Delivery], Quiet | None], *, now: datetime
-    ) -> Delivery | None:
+    async def close(self, target: Target, quiet: Callable[[Delivery], Quiet | None], *, now: datetime) -> Closed | None:
         """Close the address's open digest, if it is due, in one transaction. Returns what goes out; None if nothing does.
 
         - No member: the burst is over.
@@ -64,7 +70,7 @@ def _close(
     quiet: Callable[[Delivery], Quiet | None],
     now: datetime,
     longest: timedelta,
-) -> Delivery | None:
+) -> Closed | None:
     states = Digests(connection, now)
     states.lock(others=[target])
     state = states[target]
@@ -88,7 +94,7 @@ def _close(
             told = {"members": [row.key for row in members], "at": now, "message": message.key}
             connection.execute(_TELL, told)
     states.save()
-    return message
+    return Closed(message, len(members)) if message is not None else None
 
 
 def _quiet_until(

@@ -41,11 +41,6 @@ class HoldFigures:
     """The number of addresses whose digest gathers members, by channel."""
     silences_in_force: int = 0
 
-    @property
-    def first_end(self) -> datetime | None:
-        """When the first hold ends; None if nothing is held."""
-        return min((one.first_end for one in self.held.values()), default=None)
-
 
 class HeldDeliveries:
     """Reads numbers of what is held. Raises LedgerUnavailable while the database can't be used."""

@@ -297,6 +297,10 @@ class Filter:
     """Complete keys of deliveries, or beginnings of keys. Selects deliveries only."""
     included_in: str | None = None
     """The key of a digest or summary. Selects the deliveries of which it tells."""
+    held: bool | None = None
+    """True selects what is held now, False what is not, None both."""
+    held_by: str | None = None
+    """What holds deliveries, or held those that were dropped (`Delivery.held_by`)."""
     unleased_at: datetime | None = None
     """Selects only deliveries that no worker is sending at this time. Selects deliveries only."""
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, not_, or_, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -59,7 +59,7 @@ def newest_events(wanted: Filter, after: Cursor | None, max_rows: int) -> Select
 def events_by_one_index(wanted: Filter) -> bool:
     """True if one index covers all conditions on events, so that the first rows of the index are the page."""
     others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict)
-    on_delivery = (wanted.channel, wanted.recipient, wanted.included_in)
+    on_delivery = (wanted.channel, wanted.recipient, wanted.included_in, wanted.held, wanted.held_by)
     several = [wanted.execution, wanted.launch_plan, wanted.cause].count(None) < 2
     return not several and not wanted.states and not any(one is not None for one in (*others, *on_delivery))
 
@@ -120,7 +120,7 @@ def _by_state(wanted: Filter, after: Cursor | None, max_rows: int) -> Select[Any
             .limit(max_rows)
             .subquery(f"some_{state}")
         )
-        for state in sorted(wanted.states or State)
+        for state in sorted([State.WAITING] if wanted.held else wanted.states or State)
     ]
     every = union_all(*parts).subquery("every")
     return select(every).order_by(every.c.at.desc(), every.c.key.desc()).limit(max_rows)
@@ -216,7 +216,10 @@ to the next place."""
 
 def deliveries_by_one_index(wanted: Filter) -> bool:
     """True if one index covers all conditions on deliveries, so that the first rows of the index are the page."""
-    others = (wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel, wanted.unleased_at)
+    others = (
+        *(wanted.project, wanted.domain, wanted.phase, wanted.verdict, wanted.channel),
+        *(wanted.unleased_at, wanted.held, wanted.held_by),
+    )
     few = wanted.execution is not None or bool(wanted.keys) or wanted.included_in is not None
     given = (wanted.recipient, wanted.launch_plan, wanted.cause, wanted.states or None, few or None)
     return others.count(None) == len(others) and given.count(None) >= len(given) - 1
@@ -250,6 +253,11 @@ def _on_delivery(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
         limits.append(row.channel == wanted.channel)
     if wanted.included_in is not None:
         limits.append(row.included_in == wanted.included_in)
+    if wanted.held is not None:
+        held = and_(row.state == State.WAITING, row.hold.is_not(None))
+        limits.append(held if wanted.held else not_(held))
+    if wanted.held_by is not None:
+        limits.append(row.held_by == wanted.held_by)
     if wanted.unleased_at is not None:
         limits.append(or_(row.lease.is_(None), row.due_at <= wanted.unleased_at))
     if wanted.recipient is not None:

@@ -8,6 +8,7 @@ long, because each metric is declared and counted here.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from dispatcher.flyte.decode import type_label
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.ledger import Backlog, HoldFigures, Rejected, Settlement
+from dispatcher.ledger.held import HeldNumbers
 from dispatcher.model.delivery import Dead, Delivery, Dropped, Retry, Sent, State
 from dispatcher.model.hold import HoldReason
 from dispatcher.model.owner import UnresolvedOwner
@@ -202,6 +204,8 @@ class Metrics:
             self._attempts.labels(name, outcome)
         for outcome in ("sent", "dead", "dropped"):
             self._deliveries.labels(name, outcome)
+        for outcome in ("sent", "included", "dropped", "held_again"):
+            self._releases.labels(name, outcome)
         for metric in (
             self._attempt_duration,
             self._lag,
@@ -344,32 +348,45 @@ class Metrics:
         self._overdue_hold = self._gauge(
             "overdue_hold_seconds",
             "How long ago the first hold ended of those that are not released; 0 if none is late.",
+            "channel",
+            "hold",
         )
         self._open_digests = self._gauge("digests_open", "Addresses whose digest gathers messages.", "channel")
         self._silences = self._gauge("silences_in_force", "Silences in force.")
         self._releases = self._counter(
-            "releases", "Held deliveries whose hold ended: sent, summarized, dropped, held_again.", "channel", "outcome"
+            "releases",
+            "Held deliveries whose hold ended: sent, included (another message tells of them), dropped, held_again.",
+            "channel",
+            "outcome",
         )
 
     def holds(self, figures: HoldFigures | None, *, now: datetime) -> None:
         """Set the gauges of what is held. If the ledger can't be read, `figures` is None, and they are removed."""
-        for gauge in (self._held, self._oldest_held, self._overdue_hold, self._open_digests, self._silences):
+        for gauge in (self._held, self._oldest_held, self._overdue_hold, self._open_digests):
             gauge.clear()
+        self._silences.set(figures.silences_in_force if figures is not None else math.nan)
         if figures is None:
             return
+        held = {(name, hold): HeldNumbers(0, now, now) for name in self._channels for hold in HoldReason}
+        for (channel, hold), one in figures.held.items():
+            known = held.get(key := (self._channel_label(channel), hold), HeldNumbers(0, now, now))
+            times = min(known.oldest, one.oldest), min(known.first_end, one.first_end)
+            held[key] = HeldNumbers(known.number + one.number, *times)
+        for key, one in held.items():
+            self._held.labels(*key).set(one.number)
+            self._oldest_held.labels(*key).set(_seconds(now - one.oldest))
+            self._overdue_hold.labels(*key).set(_seconds(now - one.first_end))
         for channel in self._channels:
             self._open_digests.labels(channel).set(0)
-            for hold in HoldReason:
-                self._held.labels(channel, hold).set(0)
-                self._oldest_held.labels(channel, hold).set(0)
-        for (channel, hold), one in figures.held.items():
-            name = self._channel_label(channel)
-            self._held.labels(name, hold).inc(one.number)
-            self._oldest_held.labels(name, hold).set(_seconds(now - one.oldest))
         for channel, number in figures.open_digests.items():
             self._open_digests.labels(self._channel_label(channel)).inc(number)
-        self._overdue_hold.set(_seconds(now - (figures.first_end or now)))
-        self._silences.set(figures.silences_in_force)
+
+    def released(self, channel: str, numbers: Mapping[str, int]) -> None:
+        """Count held deliveries whose hold ended. `numbers`: how many became what (`Releaser.on_released`)."""
+        name = self._channel_label(channel)
+        for outcome, number in numbers.items():
+            self._releases.labels(name, outcome).inc(number)
+        self._deliveries.labels(name, "dropped").inc(numbers.get("included", 0) + numbers.get("dropped", 0))
 
     # -- health
 

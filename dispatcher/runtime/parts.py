@@ -136,6 +136,7 @@ class Wiring:
             clock=self.clock,
             stopping=self.stopping,
             wake=lambda: _notify(workers),
+            on_released=self.metrics.released,
             on_failed=partial(self.metrics.component_failed, "releaser"),
         )
 

@@ -155,7 +155,7 @@ async def close(ledger: Ledger, at: float, quiet: Callable[[Delivery], Quiet | N
     """Close the digests that are due `at` minutes after NOW; returns what goes out."""
     now = NOW + at * MINUTE
     closed = [await ledger.digests.close(place, quiet, now=now) for place in await ledger.digests.due(now=now)]
-    return [one for one in closed if one is not None]
+    return [one.message for one in closed if one is not None]
 
 
 async def send(ledger: Ledger, at: float) -> dict[str, ClaimedThread | None]:

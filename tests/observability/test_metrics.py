@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -16,9 +17,11 @@ from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.flyte.decode import type_label
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import BatchResult
-from dispatcher.ledger import Backlog, RecordedEvent, Rejected, Settlement
+from dispatcher.ledger import Backlog, HoldFigures, RecordedEvent, Rejected, Settlement
+from dispatcher.ledger.held import HeldBy, HeldNumbers
 from dispatcher.model.delivery import Dead, Retry, Sent, State
 from dispatcher.model.event import Event
+from dispatcher.model.hold import HoldReason
 from dispatcher.observability.metrics import Metrics
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, a_failure, an_event
@@ -235,6 +238,38 @@ def test_an_event_from_the_future_has_a_lag_of_zero() -> None:
     metrics = Metrics()
     metrics.settled(replace(settlement(SENT), delivery=a_delivery(occurred_at=NOW + timedelta(hours=1))), True)
     assert scraped(metrics)["delivery_lag_seconds_sum", "email"] == 0
+
+
+def test_what_is_held_has_metrics_of_its_own() -> None:
+    metrics = Metrics()
+    metrics.add_channel("email")
+    figures = HoldFigures(
+        held={
+            HeldBy("email", HoldReason.SILENCE): HeldNumbers(3, NOW - 60 * SECOND, NOW - 20 * SECOND),
+            HeldBy("y" * 30, HoldReason.DIGEST): HeldNumbers(2, NOW, NOW + SECOND),
+        },
+        open_digests={"y" * 30: 1},
+        silences_in_force=2,
+    )
+    metrics.holds(figures, now=NOW)
+    metrics.released("email", {"sent": 1, "included": 4, "dropped": 2, "held_again": 8})
+
+    seen = scraped(metrics)
+    assert (seen["deliveries_held", "email", "silence"], seen["deliveries_held", "email", "window"]) == (3, 0)
+    assert (seen["oldest_held_seconds", "email", "silence"], seen["overdue_hold_seconds", "email", "silence"]) == (
+        60,
+        20,
+    )
+    assert (seen["deliveries_held", "other", "digest"], seen["digests_open", "other"]) == (2, 1)
+    assert (seen["digests_open", "email"], seen["silences_in_force"]) == (0, 2)
+    assert (seen["releases_total", "email", "included"], seen["releases_total", "email", "held_again"]) == (4, 8)
+    assert seen["deliveries_total", "email", "dropped"] == 6
+    metrics.holds(HoldFigures(), now=NOW)
+    assert scraped(metrics)["overdue_hold_seconds", "email", "silence"] == 0
+    metrics.holds(None, now=NOW)
+    seen = scraped(metrics)
+    assert seen.get("deliveries_held", "email", "silence") is seen.get("digests_open", "email") is None
+    assert math.isnan(seen["silences_in_force"])
 
 
 def test_metrics_that_can_not_be_collected_are_left_out() -> None:
