@@ -14,12 +14,13 @@ from channels.registry import BUILT_IN
 from dispatcher.cli import _choices, _filters
 from dispatcher.filters import PageParameters, Search
 from dispatcher.flyte.encode import Format
-from dispatcher.ledger import Ledger
+from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.model.delivery import State
+from dispatcher.model.hold import Quiet
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.rendering.cause import cause_of
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
-from tests.support.ledger_steps import recorded
+from tests.support.ledger_steps import an_action, recorded
 from tests.support.terminal import invoke
 
 
@@ -119,3 +120,25 @@ async def test_a_list_says_how_to_go_on_if_it_does_not_show_everything(config: s
     for name in ("executions", "deliveries"):
         answer = await invoke(name, "list", "--limit", "1", "--config", config)
         assert "only the newest 1 are shown; --limit shows more, --until 2026-11-20T09:14:2" in answer.err
+
+
+async def test_what_is_held_is_found_by_what_holds_it(config: str, tmp_path: Path) -> None:
+    event = an_event(name="e3")
+    night, weekend = (Quiet(NOW + 60 * SECOND, f"contact {name}") for name in ("ml", "data"))
+    mails = [a_delivery(event, key=f"{n}" * 32, to=f"{n}@x.com", quiet=one) for n, one in enumerate((night, weekend))]
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
+        await ledger.record([recorded(*mails, event=event)], [], now=NOW)
+        await ledger.change(Filter(keys=[mails[1].key]), an_action(Deed.CANCEL))
+    for given, executions, deliveries in (
+        (("--held",), ["e3"], ["0@x.com"]),
+        (("--not-held",), ["e3", "e1"], ["1@x.com", "dev-team@example.com", "#alerts"]),
+        (("--held-by", "contact data"), ["e3"], ["1@x.com"]),
+        (("--held-by", "contact data", "--held"), [], []),
+    ):
+        arguments = ("list", *given, "--json", "--config", config)
+        found = [json.loads((await invoke(of, *arguments)).out) for of in ("executions", "deliveries")]
+        assert sorted(one["execution"]["name"] for one in found[0]) == sorted(executions), given
+        assert sorted(one["recipients"][0] for one in found[1]) == sorted(deliveries), given
+    for given in (("--held",), ("--all", "--not-held")):
+        answer = await invoke("deliveries", "retry-now", *given, "--dry-run", "--json", "--config", config)
+        assert len(json.loads(answer.out)) == 1, given
