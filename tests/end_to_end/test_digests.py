@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ async def test_a_burst_is_told_in_few_messages_and_each_failure_pages(tmp_path: 
         first, second, digest, *_ = inbox.slack.messages
         assert (first.thread, second.thread) == (None, None)
         assert digest.thread in {first.ts, second.ts}  # the one that was recorded first
+        assert re.match(r"❌ \d failed in 1 minute: plan-\d: 1 failed", str(digest.body["text"])), digest.body["text"]
+        subjects = [mail.subject for mail in inbox.mail.mails]
+        assert [one for one in subjects if one.endswith(" failed in 1 minute · flytesnacks/production")], subjects
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         everything = [one.delivery for one in await ledger.history.find(Filter(), limit=99)]
         told = [await ledger.summary(one) for one in everything if one.kind is Kind.DIGEST]

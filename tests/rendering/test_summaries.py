@@ -132,7 +132,7 @@ def summaries(draw: Any) -> Summary:
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(summaries(), hostile_text)
 def test_every_digest_renders_to_a_valid_message_without_injected_markup(summary: Summary, undelivered: str) -> None:
     contents = {name: RENDERER.render_summary(name, summary, undelivered=undelivered) for name in BUILT_IN}
