@@ -152,14 +152,14 @@ def _follow_ups(connection: Connection, settlements: Sequence[Settlement], longe
         return []
     now = max(entry.ended_at for entry in settlements)
     new = [one for one in planned if one.attempt == 0 and one.event and may_be_held(one)]
-    if new and any_may_cover(connection, now - longest):
-        others = [one for one in planned if one not in new]
-        return [*others, *(part for one in new for part in undecided(one, now))]
-    planned = [part for one in planned for part in at_recording(one, (), now=now, longest=longest)]
-    if not any(one.digest for one in planned):
-        return planned
+    covered = bool(new) and any_may_cover(connection, now - longest)
     digests = Digests(connection, now)
     digests.lock(planned)
+    if covered:  # the releaser passes them through the digest
+        others = [one for one in planned if one not in new]
+        planned = [*others, *(part for one in new for part in undecided(one, now))]
+    else:
+        planned = [part for one in planned for part in at_recording(one, (), now=now, longest=longest)]
     admitted = digests.admitted(planned, unless_resolved=lambda member: member)
     digests.save()
     return admitted

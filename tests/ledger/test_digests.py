@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,13 @@ from dispatcher.errors import LedgerFailed, LedgerUnavailable
 from dispatcher.ledger import ClaimedThread, Filter, Ledger, RecordedEvent, StoredDelivery
 from dispatcher.ledger.closing import OVERDUE
 from dispatcher.ledger.engine import RollBack
+from dispatcher.ledger.releases import Ended
 from dispatcher.model.delivery import Dead, Delivery, DropReason, Kind, Outage, Sent, State, Success
 from dispatcher.model.hold import DigestOptions, HoldReason, Quiet
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import RateLimit
-from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
-from tests.support.ledger_steps import MINUTE, claim_slack, recorded, settlement
+from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, a_silence, an_event
+from tests.support.ledger_steps import MINUTE, an_action, claim_slack, recorded, settlement
 from tests.support.ledgers import execute
 
 OPTIONS = DigestOptions(after=2, within=10 * MINUTE, every=15 * MINUTE)
@@ -124,6 +126,25 @@ async def test_notices_that_follow_from_an_outcome_are_members(ledger: Ledger) -
     by_key = {one.delivery.key: one.delivery for one in await ledger.history.find(Filter(), limit=9)}
     assert (fate(by_key["notice"]), fate(by_key["other"])) == ("member", "at once")
     assert by_key["notice"].held_by == (await stored(ledger))["c"].delivery.held_by
+
+
+async def test_a_notice_that_silences_hold_first_goes_through_the_digest_when_it_is_released(ledger: Ledger) -> None:
+    await ledger.silences.add(a_silence("other", starts_at=NOW, ends_at=NOW + 60 * MINUTE), an_action())
+    await record(ledger, failure("a"))
+    (dying,) = (await claim_slack(ledger)).deliveries
+    options = OPTIONS._replace(after=1)
+    notices = [
+        a_delivery(
+            channel="slack", to="#ops", key=key, kind=Kind.FALLBACK_NOTICE, fallback_for=dying.key, digest=options
+        )
+        for key in ("first", "second")
+    ]
+    await ledger.settle(settlement(dying, Dead("refused"), *(one._replace(event=dying.event) for one in notices)))
+    (target,) = await ledger.releases.due(now=NOW + MINUTE)
+    ended = Ended(target=target, covers={"first": [], "second": []}, silences=1, pages=False, zone=UTC)
+    await ledger.releases.release(ended, now=NOW + MINUTE)
+    by_key = {one.delivery.key: one.delivery for one in await ledger.history.find(Filter(), limit=9)}
+    assert (fate(by_key["first"]), by_key["second"].hold) == ("at once", HoldReason.DIGEST)
 
 
 async def test_two_replicas_that_record_at_once_send_no_more_than_configured(ledger: Ledger, ledger_url: str) -> None:
