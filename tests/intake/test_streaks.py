@@ -400,7 +400,7 @@ async def test_without_a_streak_no_statement_is_added(on_sqlite: Ledger) -> None
     }.items():
         intake = an_intake(on_sqlite, *routes, a_route("others"))
         with captured_statements() as statements:
-            await ingest(intake, ended(f"a-{name}", 1), succeeded(f"b-{name}", 2))
+            await ingest(intake, ended(f"a-{name}", 1), ended(f"b-{name}", 2))
         asked[name] = [text for text, _ in statements]
     assert [one for one in asked["none"] if "subjects" in one] == []
     assert asked["route"] == asked["none"]
