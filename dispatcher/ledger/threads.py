@@ -170,7 +170,9 @@ def claimed_thread(connection: Connection, delivery: Delivery) -> ClaimedThread:
     """Return the thread of a claimed delivery, with its earlier messages. See `Ledger.thread`."""
     resolves = delivery.kind is Kind.RESOLVED_NOTICE
     others = (deliveries.c.thread == delivery.thread, deliveries.c.key != delivery.key)
-    before = (*others, deliveries.c.thread_at <= delivery.thread_at)
+    # What was held replies in the thread as it is now: also to what ended later and was sent meanwhile.
+    released = delivery.held_since is not None and not resolves
+    before = others if released else (*others, deliveries.c.thread_at <= delivery.thread_at)
     last_resolved = select(func.max(deliveries.c.thread_at)).where(
         *before, deliveries.c.kind == Kind.RESOLVED_NOTICE, or_(deliveries.c.state == State.SENT, TOLD_OF)
     )

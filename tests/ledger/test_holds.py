@@ -107,6 +107,20 @@ async def test_a_held_one_keeps_nobody_in_its_thread_waiting(ledger: Ledger) -> 
     assert claimed.thread.earlier == ()
 
 
+async def test_released_it_replies_in_the_thread_as_it_is_then(ledger: Ledger) -> None:
+    await ledger.record([failure("held", 1, a_silence()), failure("live", 5)], [], now=NOW)
+    (live,) = (await claim_slack(ledger)).deliveries
+    await ledger.settle(settlement(live, SENT))
+    await ledger.change(Filter(states=frozenset({State.WAITING})), an_action(Deed.RETRY_NOW))
+
+    (released,) = (await claim_slack(ledger, at=9)).deliveries
+    assert released.event == an_end("held", 1).key
+    claimed = await ledger.thread(released)
+    assert claimed is not None
+    assert [one.reference for one in claimed.thread.earlier] == [{"message_id": "<1@x>"}]  # it ended later
+    assert not claimed.superseded
+
+
 async def test_a_success_drops_what_is_held_and_tells_only_who_was_told(ledger: Ledger) -> None:
     silence = a_silence()
     everybody = ("#ml", "x@x.com")
