@@ -6,66 +6,33 @@ import asyncio
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import aiohttp
-import yaml
 
-from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
-from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.model.delivery import DropReason, Kind, State
+from dispatcher.model.event import Event
 from tests.support.builders import NOW, a_launch_plan, an_event
+from tests.support.inbox import an_inbox, inbox_settings, post_event
 from tests.support.running import running
-from tests.support.service import ROUTING_KEY
 from tests.support.waiting import until
 
 FAILURES = 8
 
 
-def settings(folder: Path, inbox: Inbox) -> dict[str, Any]:
-    routes = [{"name": "all", "match": {"domain": "production", "phase": "FAILED"}, "notify": ["ml-team"]}]
-    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": routes}))
-    return {
-        "ledger": {"url": "sqlite+aiosqlite:///./ledger.db"},
-        "rules": {"routes": ["./routes.yaml"]},
-        "contacts": {
-            "ml-team": {
-                "email": ["ml@example.com"],
-                "slack": ["#alerts"],
-                "pagerduty": ["ml"],
-                "digest": {"after": 2, "within": "1h", "every": "1500ms"},
-            }
-        },
-        "channels": {
-            "email": {"host": "127.0.0.1", "port": inbox.mail.port, "security": "none", "from": "flyte@example.com"},
-            "slack": {"token": inbox.slack.token, "api_url": inbox.slack_url, "rate": "none"},
-            "pagerduty": {
-                "events_url": inbox.pagerduty_url,
-                "services": {"ml": {"routing_key": ROUTING_KEY}},
-                "rate": "none",
-            },
-        },
-    }
-
-
-async def post(session: aiohttp.ClientSession, url: str, number: int) -> None:
+def failure(number: int) -> Event:
     event = an_event(name=f"a{number}", launch_plan=a_launch_plan(f"plan-{number}"))
-    message = write(event.model_copy(update={"occurred_at": NOW + number * timedelta(minutes=1)}), Format.NATIVE)
-    headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
-    async with session.post(f"{url}/events", data=message.value, headers=headers) as answer:
-        assert answer.status == 202, await answer.text()
+    return event.model_copy(update={"occurred_at": NOW + number * timedelta(minutes=1)})
 
 
 async def test_a_burst_is_told_in_few_messages_and_each_failure_pages(tmp_path: Path) -> None:
-    slack = SlackReceiver(channels=[Conversation("C0000001", "alerts")])
-    pagerduty = PagerDutyReceiver(services={ROUTING_KEY: "ML"})
+    options = {"after": 2, "within": "1h", "every": "1500ms"}
     async with (
-        Inbox(slack=slack, pagerduty=pagerduty) as inbox,
-        running(tmp_path, settings(tmp_path, inbox)) as url,
+        an_inbox() as inbox,
+        running(tmp_path, inbox_settings(tmp_path, inbox, digest=options)) as url,
         aiohttp.ClientSession() as session,
     ):
-        await asyncio.gather(*(post(session, url, number) for number in range(FAILURES)))
+        await asyncio.gather(*(post_event(session, url, failure(number)) for number in range(FAILURES)))
         await until(lambda: len(inbox.slack.messages) >= 3 and len(inbox.mail.mails) >= 3)
         await until(lambda: len(inbox.pagerduty.incidents) == FAILURES)
         first, second, digest, *_ = inbox.slack.messages
