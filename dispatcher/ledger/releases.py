@@ -93,12 +93,13 @@ class Releases:
         return await self._database.write(partial(_release, ended=ended, now=now, longest=self._longest))
 
 
+_ENDED = (
+    *IS_HELD,
+    deliveries.c.hold != literal_column(f"'{HoldReason.DIGEST}'"),  # another replica may have made it a member
+    deliveries.c.due_at <= bindparam("now"),
+)
 _DUE = (
-    select(deliveries.c.key, deliveries.c.channel, deliveries.c.addresses)
-    .where(
-        *IS_HELD, deliveries.c.hold != literal_column(f"'{HoldReason.DIGEST}'"), deliveries.c.due_at <= bindparam("now")
-    )
-    .order_by(deliveries.c.due_at)
+    select(deliveries.c.key, deliveries.c.channel, deliveries.c.addresses).where(*_ENDED).order_by(deliveries.c.due_at)
 )
 _HELD = select(deliveries).where(among(deliveries.c.key, "keys"), *IS_HELD)
 _FACTS = select(events.c.key, events.c.facts).where(among(events.c.key, "keys"))
@@ -110,7 +111,7 @@ _LOCKED = (
     )
     .outerjoin(events, events.c.key == deliveries.c.event)
     .outerjoin(silences, silences.c.id == deliveries.c.held_by)
-    .where(among(deliveries.c.key, "keys"), *IS_HELD, deliveries.c.due_at <= bindparam("now"))
+    .where(among(deliveries.c.key, "keys"), *_ENDED)
     .order_by(deliveries.c.key)
     .with_for_update(of=deliveries)
 )

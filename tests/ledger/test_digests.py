@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event
 
 from channels.contract import Answer, Receipt
 from dispatcher.errors import LedgerFailed, LedgerUnavailable
+from dispatcher.holding.release import Released
 from dispatcher.ledger import ClaimedThread, Filter, Ledger, RecordedEvent, StoredDelivery
 from dispatcher.ledger.closing import OVERDUE
 from dispatcher.ledger.engine import RollBack
@@ -145,6 +146,8 @@ async def test_a_notice_that_silences_hold_first_goes_through_the_digest_when_it
     await ledger.releases.release(ended, now=NOW + MINUTE)
     by_key = {one.delivery.key: one.delivery for one in await ledger.history.find(Filter(), limit=9)}
     assert (fate(by_key["first"]), by_key["second"].hold) == ("at once", HoldReason.DIGEST)
+    again = await ledger.releases.release(ended, now=NOW + 30 * MINUTE)  # another replica read the keys before
+    assert again == Released()
 
 
 async def test_two_replicas_that_record_at_once_send_no_more_than_configured(ledger: Ledger, ledger_url: str) -> None:
