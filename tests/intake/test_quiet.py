@@ -35,6 +35,7 @@ ROUTES = """
 routes:
   - {name: all, match: {phase: FAILED}, notify: [ml, {email: c@x.com}]}
   - {name: board, match: {phase: FAILED}, notify: [board], quiet: {days: [fri-sat], zone: Europe/Berlin}}
+  - {name: second, match: {phase: FAILED}, streak: 2, notify: [board], quiet: {from: 20:00, to: 23:59, zone: Europe/Berlin}}
   - {name: third, match: {phase: FAILED}, streak: 3, notify: [board]}
   - {name: urgent, match: {phase: FAILED, labels: {tier: "1"}}, notify: [ml], severity: critical}
 """
@@ -87,8 +88,9 @@ async def test_what_is_recorded_in_quiet_hours_waits_for_their_end_and_a_reload_
     of_route = (HoldReason.WINDOW, "route board", sunday, Then.SUMMARY)
     first = {"a@x.com": of_contact, "b@x.com": of_contact, "c@x.com": (EVENING,), "board@x.com": of_route}
     assert await record(intake, "first") == first
+    of_second = (HoldReason.WINDOW, "route second", EVENING.replace(minute=59), Then.SUMMARY)  # it ends first
     critical = await record(intake, "critical", labels={"tier": "1"})
-    assert critical == {"a@x.com,b@x.com": (EVENING,), "c@x.com": (EVENING,), "board@x.com": of_route}
+    assert critical == {"a@x.com,b@x.com": (EVENING,), "c@x.com": (EVENING,), "board@x.com": of_second}
     assert (await record(intake, "third"))["board@x.com"] == (EVENING,)  # the route of the streak lets it through
 
     clock.advance(timedelta(hours=8))
