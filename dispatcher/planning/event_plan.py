@@ -132,7 +132,8 @@ class EventPlan:
                 if one.undeliverable or not self.register(one.target._replace(channel=kind)):
                     continue
                 one.rules = {RuleRef("", f"channels.{about.channel}.fallback_recipients"): None}
-                self._hold(one, highest(one.severity, about.severity))
+                one.severity = highest(one.severity, about.severity)
+                self._hold(one)
                 notice = self._delivery([one])
                 self.deliveries.append(
                     notice._replace(
@@ -180,17 +181,17 @@ class EventPlan:
     def _add_messages(self, named: Iterable[Named]) -> None:
         messages: dict[Hashable, list[Named]] = {}
         for one in named:
-            self._hold(one, one.severity)
+            self._hold(one)
             messages.setdefault(self._shared_by(one), []).append(one)
         for together in messages.values():
             self._add_message(together)
 
-    def _hold(self, one: _Named, severity: str) -> None:
-        """Find out what may hold the message to a recipient. `severity`: the one by which it may pass quiet hours."""
+    def _hold(self, one: Named) -> None:
+        """Find out what may hold the message to a recipient."""
         if one.undeliverable or self.event.is_canary:
             return
         channel, _, address = one.target
-        one.quiet_hours = self.planner.quiet_hours(channel, address, severity, one.rules.values())
+        one.quiet_hours = self.planner.quiet_hours(channel, address, one.severity, one.rules.values())
         one.digest = self.planner.digest(channel, address)
 
     def _shared_by(self, one: _Named) -> Hashable:

@@ -206,7 +206,7 @@ class Planner:
                 quiet=None,
                 digest=None,
             )
-            for notice in self._notices(event, delivery, reason, now)
+            for notice in self._notices(event, delivery._replace(severity=""), reason, now)
         )
 
     def reroute(

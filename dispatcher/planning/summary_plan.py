@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from channels.contract import UnknownRecipient
+from dispatcher.holding.windows import quiet_now
 from dispatcher.model.delivery import SUMMARIES, Delivery, Kind, RuleRef, delivery_key
 from dispatcher.model.severity import highest
 from dispatcher.planning.contacts import Recipient
@@ -23,7 +24,7 @@ def summary_notices(planner: Planner, about: Delivery, reason: str, now: datetim
     recipients = [recipient for contact in contacts for recipient in planner.contacts.expand(contact) or ()]
     rules = (RuleRef("", f"channels.{about.channel}.fallback_recipients"),)
     notice = about._replace(kind=Kind.FALLBACK_NOTICE, rules=rules, reason=reason)
-    return _to_others(planner, notice, "fallback ", recipients, now)
+    return tuple(_with_holds(planner, one, now) for one in _to_others(planner, notice, "fallback ", recipients, now))
 
 
 def summary_instead(planner: Planner, about: Delivery, fallback: str, now: datetime) -> tuple[Delivery, ...]:
@@ -44,7 +45,7 @@ def _to_others(
             target = planner.target(channel, recipient)
         except UnknownRecipient:  # nobody else can be notified: the delivery stays dead
             continue
-        options = planner.contacts.options(target.channel, target.address)
+        severity = highest(about.severity, planner.contacts.options(target.channel, target.address).severity)
         key = delivery_key(about.key, f"{kind}{target.channel}", (target.address.casefold(),))
         planned[key] = Delivery(
             key=key,
@@ -59,8 +60,15 @@ def _to_others(
             retry_window_start=now,
             occurred_at=about.occurred_at,
             reason=about.reason,
-            severity=highest(about.severity, options.severity),
+            severity=severity,
             kind=about.kind,
             fallback_for=about.tells_of,
         )
     return tuple(planned.values())
+
+
+def _with_holds(planner: Planner, notice: Delivery, now: datetime) -> Delivery:
+    """Return a notice with what may hold it, as every notice about a dead delivery has."""
+    channel, (address,) = notice.channel, notice.addresses
+    quiet = quiet_now(now, planner.quiet_hours(channel, address, notice.severity, ()))
+    return notice._replace(quiet=quiet, digest=planner.digest(channel, address))

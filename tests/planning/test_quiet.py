@@ -20,6 +20,7 @@ from dispatcher.rules import Route, RouteBook, Rule
 from tests.support.builders import (
     NOW,
     a_delivery,
+    a_digest,
     a_launch_plan,
     a_notification,
     a_route,
@@ -101,10 +102,14 @@ def test_notices_about_dead_deliveries_are_held_unless_these_were_critical() -> 
     (notice,) = planner.notify_fallback(an_event(), dead, now=NOW)
     assert (notice.kind, notice.quiet, notice.digest) == (Kind.FALLBACK_NOTICE, Quiet(TEN, "contact ml"), DIGEST)
     (notice,) = planner.notify_fallback(an_event(), dead._replace(severity="critical"), now=NOW)
-    assert (notice.quiet, notice.digest) == (None, DIGEST)
+    assert (notice.quiet, notice.digest, notice.severity) == (None, DIGEST, "critical")
+    assert planner.still_quiet(notice, RouteBook(), now=NOW) is None  # at the end of a silence, too
+    for severity, quiet in (("error", Quiet(TEN, "contact ml")), ("critical", None)):
+        (notice,) = planner.notify_fallback(None, a_digest(to="#gone", severity=severity), now=NOW)
+        assert (notice.kind, notice.quiet, notice.digest) == (Kind.FALLBACK_NOTICE, quiet, DIGEST)
     for kind in (Kind.REFUSED_NOTICE, Kind.ACCEPTED_NOTICE):
-        (notice,) = planner.notify_of_channel(an_event(), dead, kind, NOW, now=NOW)
-        assert (notice.quiet, notice.digest) == (None, None)
+        (notice,) = planner.notify_of_channel(an_event(), dead._replace(severity="critical"), kind, NOW, now=NOW)
+        assert (notice.quiet, notice.digest, notice.severity) == (None, None, "")
 
 
 def test_canaries_and_change_events_are_never_held() -> None:
