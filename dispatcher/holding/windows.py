@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple, Self
@@ -215,7 +215,7 @@ Windows = Annotated[tuple[Window, ...], BeforeValidator(_as_list), Field(min_len
 """One window, or a list of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared and hashed by identity, which is fast
 class QuietHours:
     """The windows of one contact or route."""
 
@@ -223,11 +223,11 @@ class QuietHours:
     """Whose they are, such as `contact ml-team` or `route nightly`."""
     windows: tuple[Window, ...]
 
-    def next_opening(self, at: datetime, latest: datetime) -> datetime:
-        """Return the first moment from `at` on at which no window is in force; a moment from `latest` on if there is none
-        before `latest`.
+    def next_opening(self, at: datetime) -> datetime:
+        """Return the first moment from `at` on at which no window is in force; a moment more than `LOOK_AHEAD` after `at`
+        if there is none before.
         """
-        return _next_opening(self.windows, at, latest)
+        return _closed_until(self, int(at.timestamp()) // 60) or at
 
     def why_too_long(self, longest: timedelta) -> str:
         """Return a sentence if the windows are in force for more than `longest` without a break; else an empty text."""
@@ -256,10 +256,21 @@ def quiet_now(now: datetime, each: Iterable[Sequence[QuietHours]]) -> Quiet | No
     while waits and at < latest:
         waits = False
         for group in groups:
-            opening, owner = min((one.next_opening(at, latest), one.by) for one in group)
+            opening, owner = min([(one.next_opening(at), one.by) for one in group])
             if opening > at:
                 at, by, waits = opening, owner, True
     return Quiet(at, by) if at > now else None
+
+
+@lru_cache(maxsize=8192)
+def _closed_until(hours: QuietHours, minute: int) -> datetime | None:
+    """Return when the windows that are in force in a minute, counted from 1970, have ended; None if there are none.
+
+    Windows start and end at whole minutes, so one answer is right for all messages of a minute.
+    """
+    at = datetime.fromtimestamp(minute * 60, UTC)
+    opening = _next_opening(hours.windows, at, at + LOOK_AHEAD)
+    return opening if opening > at else None
 
 
 def _next_opening(windows: Sequence[Window], at: datetime, latest: datetime) -> datetime:
