@@ -7,7 +7,7 @@ silence that is changed in the meantime is no longer followed: the one who chang
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -106,14 +106,15 @@ def _hold_slice(
         return False
     known = Subjects(connection)
     known.load(filter(None, subjects.values()))
+    changed: list[tuple[Delivery, Row[Any]]] = []
     for row in connection.execute(_SLICE, {"keys": [*subjects]}).all():
         delivery = Delivery(**delivery_fields(row, None))
         held = held_by_new(silence, delivery, now=now, longest=longest)
-        if held is None:
-            continue
-        subject = delivery.subject or (subjects[row.key] if delivery.kind is Kind.NOTIFICATION else "")
-        held = held._replace(subject=subject, slot_reserved=False)
-        _store(connection, unless_resolved(known, held, now), row)
+        if held is not None:
+            subject = delivery.subject or (subjects[row.key] if delivery.kind is Kind.NOTIFICATION else "")
+            held = held._replace(subject=subject, slot_reserved=False)
+            changed.append((unless_resolved(known, held, now), row))
+    _store(connection, changed)
     return True
 
 
@@ -126,24 +127,30 @@ def _is_unchanged(connection: Connection, silence: Silence) -> bool:
     return row is not None and (row.starts_at, row.ends_at) == (silence.starts_at, silence.ends_at)
 
 
-_CHANGED = ("recipients", "addresses", "state", "drop_reason", "reason", "due_at", "subject", "slot_reserved")
-_HOLD = ("hold", "held_by", "held_since", "hold_then")
+_WRITTEN = (
+    *("recipients", "addresses", "state", "drop_reason", "reason", "due_at", "subject", "slot_reserved", "settled_at"),
+    *("hold", "held_by", "held_since", "hold_then"),
+)
 _STORE = (
-    update(deliveries)
-    .where(deliveries.c.key == bindparam("held"))
-    .values({name: bindparam(name) for name in (*_CHANGED, *_HOLD, "settled_at")})
+    update(deliveries).where(deliveries.c.key == bindparam("held")).values({name: bindparam(name) for name in _WRITTEN})
 )
 
 
-def _store(connection: Connection, held: Delivery, row: Row[Any]) -> None:
-    """Store a hold, or that the delivery is dropped. A mail to several addresses is split: the first keeps the key, so
-    that its attempts stay with it.
-    """
-    first, *others = per_address(held)
-    values = delivery_row(first, None, "")
-    connection.execute(_STORE, {"held": row.key, **{name: values[name] for name in (*_CHANGED, *_HOLD, "settled_at")}})
-    if not others:
-        return
+def _store(connection: Connection, changed: Iterable[tuple[Delivery, Row[Any]]]) -> None:
+    """Store holds, or that deliveries are dropped, each with the row that it changes."""
+    updates = []
+    for held, row in changed:
+        first, *others = per_address(held)
+        values = delivery_row(first, None, "")
+        updates.append({"held": row.key, **{name: values[name] for name in _WRITTEN}})
+        if others:
+            _split(connection, row, first, others)
+    if updates:
+        connection.execute(_STORE, updates)
+
+
+def _split(connection: Connection, row: Row[Any], first: Delivery, others: Sequence[Delivery]) -> None:
+    """Split a mail to several addresses: the first keeps the row and its attempts, and the others get rows."""
     insert_rows(connection, [delivery_row(one, row.content, row.trace) for one in others])
     kept = {lower(name) for name in (*first.recipients, *first.addresses)}
     gone = {lower(name) for one in others for name in (*one.recipients, *one.addresses)} - kept
