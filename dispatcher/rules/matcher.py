@@ -1,4 +1,4 @@
-"""Matchers: which events something is for. Routes, template sets and severities use them. Does no I/O.
+"""Matchers: which events something is for. Routes, silences, template sets and severities use them. Does no I/O.
 
 All keys of a matcher must hold. A fact that isn't known (`facts`) makes the result unknown, unless another key does not
 hold (Kleene's three-valued logic). So an unknown fact matches nothing, and neither does it under `not`.
