@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from dispatcher.delivering.releaser import Releaser
 from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.model.delivery import Delivery, DropReason, Kind, State
@@ -165,6 +167,7 @@ async def test_what_a_silence_releases_goes_through_the_digest_which_the_release
     assert (summary.number, summary.since) == (2, NOW - 8 * HOUR)
 
 
+@pytest.mark.parametrize("ledger_url", ["postgres"], indirect=True)
 async def test_what_a_summary_would_tell_of_joins_an_open_digest(ledger: Ledger) -> None:
     await hold(ledger, "a", "b", digest=DIGEST)
     live = [a_delivery(an_event(name=name), to="x@x.com", digest=DIGEST) for name in ("l", "m", "n")]
@@ -186,6 +189,7 @@ async def test_what_a_summary_would_tell_of_joins_an_open_digest(ledger: Ledger)
     assert every["a"].included_in == every["n"].included_in == every["summary x@x.com"].key
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 async def test_a_summary_counts_as_one_message_of_the_digest(ledger: Ledger) -> None:
     await hold(ledger, "a", "b", digest=DIGEST)
     await a_releaser(ledger).release_due()

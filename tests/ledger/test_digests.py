@@ -150,6 +150,7 @@ async def test_a_notice_that_silences_hold_first_goes_through_the_digest_when_it
     assert again == Released()
 
 
+@pytest.mark.parametrize("ledger_url", ["postgres"], indirect=True)
 async def test_two_replicas_that_record_at_once_send_no_more_than_configured(ledger: Ledger, ledger_url: str) -> None:
     places = ["#a", "#b", "#c"]
     names = [f"{number:02}" for number in range(30)]
@@ -257,6 +258,7 @@ async def test_a_success_of_a_member_that_was_told_is_a_member_and_replies_to_th
     assert "again" not in await fates(ledger)
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 async def test_quiet_hours_of_the_contact_hold_a_digest_but_not_beyond_the_longest_time(ledger_url: str) -> None:
     def hours(until: float) -> Callable[[Delivery], Quiet | None]:
         return lambda one: Quiet(NOW + until * MINUTE, "contact ml") if one.severity != "critical" else None
@@ -328,6 +330,7 @@ async def test_a_crash_before_any_statement_loses_and_doubles_nothing(ledger: Le
     assert first.delivery.key != second.delivery.key
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 async def test_a_rehearsal_tests_digests_too(ledger: Ledger, ledger_url: str) -> None:
     await ledger.rehearse(["slack", "email"], now=NOW)
     assert await ledger.history.find(Filter(), limit=9) == []

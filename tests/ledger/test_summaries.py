@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from dispatcher.ledger import Ledger, RecordedEvent
 from dispatcher.model.delivery import DropReason, Kind, State
 from dispatcher.model.hold import HoldReason
@@ -107,6 +109,7 @@ async def test_a_digest_counts_its_members_by_launch_plan_and_cause(ledger: Ledg
     assert await ledger.summary(failures[0].deliveries[0]) is None
 
 
+@pytest.mark.parametrize("ledger_url", ["postgres"], indirect=True)
 async def test_a_summary_has_at_most_200_groups_and_counts_all(ledger: Ledger) -> None:
     many = [member(number, plan=f"plan{number % (MAX_GROUPS + 9)}") for number in range(1, 2 * MAX_GROUPS)]
     await ledger.record([recorded(DIGEST), *many], [], now=NOW)
@@ -118,6 +121,7 @@ async def test_a_summary_has_at_most_200_groups_and_counts_all(ledger: Ledger) -
     assert told.more > 0
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 async def test_a_summary_counts_only_what_was_resolved_in_the_same_night(ledger: Ledger) -> None:
     morning, yesterday = NOW + HOUR, NOW - 23 * HOUR
     quiet: dict[str, Any] = {"hold": HoldReason.WINDOW, "held_by": "contact ml-team", "drop_reason": DropReason.WINDOW}
