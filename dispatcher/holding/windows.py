@@ -280,8 +280,9 @@ def _next_opening(windows: Sequence[Window], at: datetime, latest: datetime) -> 
 
 
 @lru_cache(maxsize=1024)  # many routes have the same windows
-def _without_opening(windows: tuple[Window, ...], longest: timedelta) -> date | None:
-    """Return a day from which on windows are in force for more than `longest` without a break; None if there is none.
+def _without_opening(windows: tuple[Window, ...], longest: timedelta) -> str | None:
+    """Return a date, or a day of every week, from which on windows are in force for more than `longest` without a break;
+    None if there is none.
 
     The windows of one week are those of every week, but for their dates. So two weeks are examined that have none of the
     dates, and the weeks around each of the dates on which windows start.
@@ -293,7 +294,8 @@ def _without_opening(windows: tuple[Window, ...], longest: timedelta) -> date | 
         for window in windows:
             for start in window.starts(first, first + 3 * _WEEK):
                 if _next_opening(windows, start, start + longest + _DAY) - start > longest:
-                    return start.astimezone(window.zone).date()
+                    day = start.astimezone(window.zone).date()
+                    return str(_WEEK_OF_DAYS[day.weekday()] if first == plain else day)
     return None
 
 

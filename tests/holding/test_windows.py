@@ -218,16 +218,16 @@ OFFICE = window(days="mon-fri", **{"from": "07:00", "to": "22:00"})
     ("several", "longest", "day"),
     [
         ([NIGHT, WEEKEND], 7 * DAY, None),
-        ([NIGHT, WEEKEND], 2 * DAY, date(2024, 1, 12)),  # Friday, 22:00, to Monday, 07:00
-        ([NIGHT, WEEKEND, OFFICE], 7 * DAY, date(2024, 1, 8)),
-        ([window()], 7 * DAY, date(2024, 1, 8)),
+        ([NIGHT, WEEKEND], 2 * DAY, "fri"),  # Friday, 22:00, to Monday, 07:00
+        ([NIGHT, WEEKEND, OFFICE], 7 * DAY, "mon"),
+        ([window()], 7 * DAY, "mon"),
         ([window(days="mon-sat"), window(days="sun", **{"from": "10:00"})], 7 * DAY, None),
-        ([NIGHT, window(dates="2026-12-24..2027-01-03")], 7 * DAY, date(2026, 12, 23)),
+        ([NIGHT, window(dates="2026-12-24..2027-01-03")], 7 * DAY, "2026-12-23"),
         ([NIGHT, window(dates="2026-12-24..2027-01-03", **{"except": "2026-12-30"})], 7 * DAY, None),
-        ([window(**{"except": "2026-12-30"})], 7 * DAY, date(2027, 1, 6)),
+        ([window(**{"except": "2026-12-30"})], 7 * DAY, "wed"),
     ],
 )
-def test_windows_without_an_opening_are_found(several: list[Window], longest: timedelta, day: date | None) -> None:
+def test_windows_without_an_opening_are_found(several: list[Window], longest: timedelta, day: str | None) -> None:
     why = hours(*several).why_too_long(longest)
     assert why.startswith(f"from {day} on, it leaves no opening within holds.longest") if day else why == ""
 

@@ -123,7 +123,7 @@ def test_quiet_hours_and_digests_that_would_hold_messages_for_too_long_are_a_pro
     assert found == [
         [],
         [
-            "contacts.never.quiet: from 2024-01-08 on, it leaves no opening within holds.longest: messages are held for 1 d at most"
+            "contacts.never.quiet: from mon on, it leaves no opening within holds.longest: messages are held for 1 d at most"
         ],
         [],
         ["contacts.daily.digest.every: it is longer than holds.longest, the longest time that messages are held"],

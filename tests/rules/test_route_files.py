@@ -141,7 +141,7 @@ def test_routes_apply_in_the_order_of_the_settings_then_of_paths_then_of_lines(t
         ("routes:\n" + a_route("x", severity="high"), "route 'x': severity: must be 'critical', 'error'"),
         (
             "routes:\n  - name: x\n    match: {phase: FAILED}\n    notify: [ml-team]\n    quiet: {zone: UTC}",
-            "a.yaml:5: route 'x': quiet: from 2024-01-08 on, it leaves no opening within holds.longest: messages are held",
+            "a.yaml:5: route 'x': quiet: from mon on, it leaves no opening within holds.longest: messages are held",
         ),
         (
             "routes:\n" + a_route("x", severity="critical", quiet="{days: sat, zone: UTC}"),
