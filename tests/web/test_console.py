@@ -120,7 +120,8 @@ async def a_silence_of(console: ConsoleServer, text: str) -> str:
 async def a_dead_digest(console: ConsoleServer) -> str:
     """Record a digest that could not be sent, with two members. Return its key."""
     now = console.clock.now()
-    digest = a_digest(created_at=now, due_at=now, state=State.DEAD, reason="is_archived")
+    digest = a_digest(created_at=now, due_at=now, state=State.DEAD, attempt=1)
+    digest = digest._replace(reason="Slack refused: is_archived")
     await record_digest(console.ledger, digest, *members_of(digest, 2), now=now)
     return digest.key
 
