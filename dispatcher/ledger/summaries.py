@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
 
 from dispatcher.ledger.schema import deliveries, delivery_recipients, events, silences
 from dispatcher.ledger.search import lower
@@ -119,27 +119,40 @@ def _group(rows: Sequence[Row[Any]]) -> Group:
 def _resolved(connection: Connection, told: Row[Any], reason: HoldReason, held_by: str, since: datetime) -> int:
     """Return how many failures to the same address the same hold held, that were resolved before it ended.
 
-    A superseded delivery keeps its hold, and its `due_at` is the end of the hold. So what was held in an earlier night by
-    the same quiet hours does not count, nor does what an earlier summary of the same silence counted.
+    A superseded delivery keeps its hold. Another summary may have counted it: by the same quiet hours in another night,
+    whose end is its `due_at`; or by the same silence, before messages came late.
     """
-    to_address = delivery_recipients.join(deliveries, deliveries.c.key == delivery_recipients.c.delivery)
-    address = told.addresses[0]
-    of_hold = and_(
-        deliveries.c.channel == told.channel,
-        deliveries.c.addresses == told.addresses,
-        deliveries.c.drop_reason == DropReason.SUPERSEDED,
-        deliveries.c.hold == reason,
-        deliveries.c.held_by == (told.key if reason is HoldReason.DIGEST else held_by),
-        deliveries.c.due_at > since,
-    )
-    query = (
-        select(func.count())
-        .select_from(to_address)
+    same_hold = deliveries.c.held_by == (told.key if reason is HoldReason.DIGEST else held_by)
+    superseded = [deliveries.c.drop_reason == DropReason.SUPERSEDED, deliveries.c.hold == reason, same_hold]
+    if reason is HoldReason.WINDOW:
+        superseded.append(deliveries.c.due_at > since)
+    elif reason is HoldReason.SILENCE:
+        member = deliveries.alias("member")
+        of_silence = (member.c.included_in == deliveries.c.key, member.c.held_by == held_by)
+        told_before = (
+            deliveries.c.kind == Kind.SUMMARY,
+            deliveries.c.created_at < told.created_at,
+            select(member.c.key).where(*of_silence).exists(),
+        )
+        earlier = connection.scalar(_to_same_address(told, since, func.max(deliveries.c.created_at), *told_before))
+        if earlier is not None:
+            superseded.append(deliveries.c.settled_at > earlier)
+    return connection.scalar(_to_same_address(told, since, func.count(), *superseded)) or 0
+
+
+def _to_same_address(
+    told: Row[Any], since: datetime, wanted: ColumnElement[Any], *conditions: ColumnElement[bool]
+) -> Select[Any]:
+    """Select from the deliveries to the message's address that meet the conditions."""
+    return (
+        select(wanted)
+        .select_from(delivery_recipients.join(deliveries, deliveries.c.key == delivery_recipients.c.delivery))
         .where(
-            delivery_recipients.c.recipient == lower(address),
+            delivery_recipients.c.recipient == lower(told.addresses[0]),
             delivery_recipients.c.created_at >= since - _RESOLVED_SINCE,
             delivery_recipients.c.created_at <= told.created_at,
-            of_hold,
+            deliveries.c.channel == told.channel,
+            deliveries.c.addresses == told.addresses,
+            *conditions,
         )
     )
-    return connection.scalar(query) or 0

@@ -137,3 +137,25 @@ async def test_a_summary_counts_only_what_was_resolved_in_the_same_night(ledger:
     told = await ledger.summary(summary)
     assert told is not None
     assert (told.reason, told.by, told.number, told.resolved) == (HoldReason.WINDOW, "contact ml-team", 1, 1)
+
+
+async def test_what_a_silence_held_and_a_success_resolved_is_counted_in_one_summary(ledger: Ledger) -> None:
+    """The silence was planned until `planned`, and ended an hour after NOW."""
+    later, planned = NOW + HOUR + 300 * SECOND, NOW + 9 * HOUR
+    of_silence: dict[str, Any] = {"hold": HoldReason.SILENCE, "held_by": "5f0c2a9d"}
+    held: dict[str, Any] = {**of_silence, "drop_reason": DropReason.SILENCE}
+    superseded: dict[str, Any] = {**of_silence, "drop_reason": DropReason.SUPERSEDED, "included_in": ""}
+    summary = DIGEST._replace(key="summary", kind=Kind.SUMMARY)
+    late = DIGEST._replace(key="late", kind=Kind.SUMMARY, created_at=later)
+    entries = [
+        recorded(summary),
+        member(1, **superseded, due_at=planned),
+        member(2, **superseded, due_at=NOW + 60 * SECOND),  # before the silence was extended
+        member(90, **held, included_in=summary.key),
+        replace(recorded(late), event=an_event(name="late")),
+        member(3_700, **superseded, due_at=later, created_at=NOW + 3_700 * SECOND),
+        member(3_701, **held, included_in=late.key, due_at=later, created_at=NOW + 3_701 * SECOND),
+    ]
+    await ledger.record(entries, [], now=NOW)
+    told = [await ledger.summary(one) for one in (summary, late)]
+    assert [(one.number, one.resolved) for one in told if one is not None] == [(1, 2), (1, 1)]
