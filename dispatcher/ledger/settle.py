@@ -151,15 +151,16 @@ def _follow_ups(connection: Connection, settlements: Sequence[Settlement], longe
     if not planned:
         return []
     now = max(entry.ended_at for entry in settlements)
-    new = [one for one in planned if one.attempt == 0 and one.event and may_be_held(one)]
-    covered = bool(new) and any_may_cover(connection, now - longest)
+    may_be_silenced = [one for one in planned if one.attempt == 0 and one.event and may_be_held(one)]
+    covered = may_be_silenced if may_be_silenced and any_may_cover(connection, now - longest) else []
     digests = Digests(connection, now)
     digests.lock(planned)
-    if covered:  # the releaser passes them through the digest
-        others = [one for one in planned if one not in new]
-        planned = [*others, *(part for one in new for part in undecided(one, now))]
-    else:
-        planned = [part for one in planned for part in at_recording(one, (), now=now, longest=longest)]
+    planned = [
+        part
+        for one in planned
+        # The releaser passes what is not decided yet through the digest.
+        for part in (undecided(one, now) if one in covered else at_recording(one, (), now=now, longest=longest))
+    ]
     admitted = digests.admitted(planned, unless_resolved=lambda member: member)
     digests.save()
     return admitted

@@ -57,6 +57,7 @@ async def stored(ledger: Ledger) -> dict[str, Delivery]:
             [one.event.split("/")[2], *([one.kind] if one.kind is not Kind.NOTIFICATION else []), *one.addresses]
         ): one
         for one in (found.delivery for found in await ledger.history.find(Filter(), limit=99))
+        if one.event
     }
 
 
@@ -210,7 +211,10 @@ async def test_what_follows_from_an_outcome_is_held_by_quiet_hours_and_looked_at
     await ledger.silences.add(a_silence(), an_action(Deed.SILENCE))
     (second,) = (await claim_slack(ledger, at=9)).deliveries
     mail = a_delivery(an_end("b", 0), recipients=("X", "Y"), addresses=("x@x.com", "y@x.com"))
-    await ledger.settle(settlement(second, Dead("no such channel"), mail))
+    notice = a_delivery(key="notice", kind=Kind.FALLBACK_NOTICE, quiet=Quiet(LATER, "contact ops"))
+    await ledger.settle(settlement(second, Dead("no such channel"), mail, notice._replace(event="")))
+    (about_a_digest,) = await ledger.history.find(Filter(keys=["notice"]), limit=1)
+    assert about_a_digest.delivery.hold is HoldReason.WINDOW  # no silence is for it, because it has no event
     found = await stored(ledger)
     assert {(one.hold, one.held_by, one.hold_then) for one in (found["b x@x.com"], found["b y@x.com"])} == {
         (HoldReason.SILENCE, "", None)
