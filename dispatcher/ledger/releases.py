@@ -24,7 +24,7 @@ from dispatcher.ledger.rows import delivery_fields
 from dispatcher.ledger.schema import deliveries, events, silences
 from dispatcher.ledger.silence_lock import require_version
 from dispatcher.ledger.statements import among
-from dispatcher.model.delivery import Delivery, Kind, State
+from dispatcher.model.delivery import Delivery, DropReason, Kind, State
 from dispatcher.model.event import Event
 from dispatcher.model.hold import Hold, HoldReason
 from dispatcher.model.phase import Phase
@@ -130,7 +130,8 @@ def _release(connection: Connection, *, ended: Ended, now: datetime, longest: ti
     digests.save()
     if released.summary is not None:
         insert_deliveries(connection, [released.summary], {})
-    write_changes(connection, [*released.held, *released.going, *released.overdue, *released.dropped], now)
+    _write_waiting(connection, [*released.held, *released.going, *released.overdue])
+    _write_dropped(connection, released.dropped, now)
     return released
 
 
@@ -159,22 +160,37 @@ def _holder(delivery: Delivery, why: str | None) -> str:
     return f"silence {delivery.held_by} ({why})" if why else f"silence {delivery.held_by}"
 
 
-_CHANGED = (
-    *("state", "drop_reason", "reason", "hold", "held_by", "held_since", "hold_then"),
-    *("due_at", "retry_window_start", "note", "included_in"),
-)
-"""The columns that the end of a hold changes. `settled_at` follows from the state."""
+_CHANGED = ("hold", "held_by", "held_since", "hold_then", "due_at", "retry_window_start", "note")
+"""The columns that the end of a hold changes in a delivery that still waits."""
 _CHANGE = (
     update(deliveries)
     .where(deliveries.c.key == bindparam("changed"))
-    .values({name: bindparam(f"new_{name}") for name in (*_CHANGED, "settled_at")})
+    .values({name: bindparam(f"new_{name}") for name in _CHANGED})
+)
+_DROP = (
+    update(deliveries)
+    .where(among(deliveries.c.key, "keys"))
+    .values(
+        state=State.DROPPED,
+        drop_reason=bindparam("code"),
+        reason=bindparam("why"),
+        included_in=bindparam("told_by"),
+        settled_at=bindparam("at"),
+    )
 )
 
 
-def write_changes(connection: Connection, changed: Sequence[Delivery], now: datetime) -> None:
-    """Write what the end of a hold changes in these deliveries."""
+def _write_waiting(connection: Connection, changed: Sequence[Delivery]) -> None:
+    """Write what changes in deliveries that are held again or go out."""
     if changed:
-        rows = [{f"new_{name}": getattr(one, name) for name in _CHANGED} for one in changed]
-        for row, one in zip(rows, changed, strict=True):
-            row |= {"changed": one.key, "new_settled_at": None if one.state is State.WAITING else now}
+        rows = [{f"new_{name}": getattr(one, name) for name in _CHANGED} | {"changed": one.key} for one in changed]
         connection.execute(_CHANGE, rows)
+
+
+def _write_dropped(connection: Connection, dropped: Sequence[Delivery], now: datetime) -> None:
+    """Write that deliveries are dropped: those of which one message tells in one statement."""
+    together: dict[tuple[DropReason | None, str, str], list[str]] = {}
+    for one in dropped:
+        together.setdefault((one.drop_reason, one.reason, one.included_in), []).append(one.key)
+    for (code, why, told_by), keys in together.items():
+        connection.execute(_DROP, {"keys": keys, "code": code, "why": why, "told_by": told_by, "at": now})
