@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dispatcher.holding.silences import Silence
 from dispatcher.ledger import Deed, Filter, Ledger, RecordedEvent
 from dispatcher.model.delivery import Dead, Delivery, DropReason, Kind, State, Success
-from dispatcher.model.event import Event
+from dispatcher.model.event import EntityId, Event
 from dispatcher.model.hold import HoldReason, Quiet, Then
 from dispatcher.model.phase import Phase
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, a_silence, an_event
@@ -18,9 +24,9 @@ PLAN = a_launch_plan()
 LATER = NOW + 60 * MINUTE
 
 
-def an_end(name: str, at: int, phase: Phase = Phase.FAILED) -> Event:
+def an_end(name: str, at: int, phase: Phase = Phase.FAILED, plan: EntityId = PLAN) -> Event:
     """An execution of the launch plan ended `at` seconds after NOW."""
-    return an_event(phase, name=name, launch_plan=PLAN).model_copy(update={"occurred_at": NOW + at * SECOND})
+    return an_event(phase, name=name, launch_plan=plan).model_copy(update={"occurred_at": NOW + at * SECOND})
 
 
 def failure(name: str, at: int = 0, *silences: Silence, to: Sequence[str] = ("#ml",)) -> RecordedEvent:
@@ -37,13 +43,13 @@ def failure(name: str, at: int = 0, *silences: Silence, to: Sequence[str] = ("#m
     return replace(recorded(*chats, *([mail] if mails else []), event=event), silences=silences)
 
 
-def success(name: str, at: int, *, started: int | None = None) -> RecordedEvent:
-    event = an_end(name, at, Phase.SUCCEEDED)
+def success(name: str, at: int, *, started: int | None = None, plan: EntityId = PLAN) -> RecordedEvent:
+    event = an_end(name, at, Phase.SUCCEEDED, plan)
     facts = Success(
         event=event.key,
         occurred_at=event.occurred_at,
         started_at=NOW + (at if started is None else started) * SECOND,
-        subjects=(PLAN.key,),
+        subjects=(plan.key,),
         channels=frozenset({"slack"}),
         recorded_at=NOW,
     )
@@ -221,3 +227,49 @@ async def test_what_follows_from_an_outcome_is_held_by_quiet_hours_and_looked_at
     }
     due = await ledger.releases.due(now=NOW + MINUTE)
     assert sorted(target.address for target in due) == ["x@x.com", "y@x.com"]
+
+
+times = st.integers(0, 9)
+runs = st.lists(
+    st.one_of(times.map(lambda end: (end, None)), st.tuples(times, times)).map(
+        lambda run: (max(run[0], run[1] or 0), run[1])
+    ),
+    min_size=1,
+    max_size=8,
+)
+"""Executions of one launch plan: the end of each, and the start of those that succeeded, in the order of their recording."""
+
+
+async def test_in_any_order_what_stays_held_is_what_no_later_run_has_resolved(tmp_path: Path) -> None:
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        numbers = count()
+
+        @settings(max_examples=60, deadline=None)
+        @given(runs, st.lists(st.booleans(), min_size=8, max_size=8))
+        def record(ends: list[tuple[int, int | None]], cuts: list[bool]) -> None:
+            asyncio.run_coroutine_threadsafe(check(f"plan{next(numbers)}", ends, cuts), loop).result()
+
+        async def check(name: str, ends: list[tuple[int, int | None]], cuts: list[bool]) -> None:
+            plan = a_launch_plan(name)
+            batch: list[RecordedEvent] = []
+            for number, ((end, started), cut) in enumerate(zip(ends, cuts, strict=False)):
+                if started is None:
+                    event = an_end(f"{name}-{number}", end, plan=plan)
+                    mail = a_delivery(event, to="x@x.com", occurred_at=event.occurred_at)
+                    batch.append(replace(recorded(mail, event=event), silences=[a_silence()]))
+                else:
+                    batch.append(success(f"{name}-{number}", end, started=started, plan=plan))
+                if cut:
+                    await ledger.record(batch, [], now=NOW)
+                    batch = []
+            await ledger.record(batch, [], now=NOW)
+            newest = max((started for _, started in ends if started is not None), default=-1)
+            found = await ledger.history.find(Filter(launch_plan=name), limit=99)
+            assert {one.delivery.event: one.delivery.state for one in found} == {
+                an_end(f"{name}-{number}", end).key: State.DROPPED if end < newest else State.WAITING
+                for number, (end, started) in enumerate(ends)
+                if started is None
+            }
+
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(record)
