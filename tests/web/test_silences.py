@@ -114,6 +114,8 @@ async def test_the_console_adds_a_silence_for_an_execution_extends_it_and_ends_i
     where = await request(console, "/console/silences/add", data=given, status=303)
     page = await request(console, where)
     assert re.search(r"in force.*upgrade &lt;1&gt;.*2 deliveries.*on-call@example.com", page, re.DOTALL)
+    listed = await request(console, f"/console/deliveries?held_by={where.rpartition('/')[2]}&held=true")
+    assert listed.count("Email to ") >= 2
     assert "Holds 2 deliveries" in await request(console, "/console/silences")
     assert "<button>Extend</button>" not in await request(console, where, token=READER)
     await request(console, f"{where}/extend", data={"for": "0h"}, status=400)
