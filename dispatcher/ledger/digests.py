@@ -165,7 +165,9 @@ _TOLD_OF = (
 
 
 def _told_only_in(connection: Connection, notice: Delivery) -> str:
-    """Return the key of the last digest that told of what the notice resolves; empty if a message told of it singly."""
+    """Return the key of the last digest that told of what the notice resolves, or will tell; empty if there is none, or if
+    a message told of it singly.
+    """
     parameters: dict[str, Any] = {"in_thread": notice.thread}
     parameters["since"] = connection.scalar(_RESOLVED_AT, parameters) or _EPOCH
     if connection.scalar(_TOLD_SINGLY, parameters) is not None:
@@ -192,7 +194,10 @@ _message = deliveries.alias("message")
 _TOLD_IN_DIGEST = (
     select(_message.c.key)
     .join(deliveries, deliveries.c.included_in == _message.c.key)
-    .where(*_FAILURES, _message.c.kind == Kind.DIGEST)
+    .where(
+        *(*_FAILURES, _message.c.kind == Kind.DIGEST),
+        or_(_message.c.state.in_((State.SENT, State.WAITING)), _message.c.in_doubt),
+    )
     .order_by(deliveries.c.thread_at.desc(), deliveries.c.key)
     .limit(1)
 )

@@ -144,6 +144,10 @@ class EventPlan:
                     )
                 )
 
+    def instead_of(self, lost: Delivery) -> tuple[Delivery, ...]:
+        """Return the deliveries, with the note of the one in whose place they are: it may count other failures."""
+        return tuple(one._replace(note=lost.note) for one in self.deliveries)
+
     def change_events(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
         """Return a change event for each recipient of the rules, such as a PagerDuty service.
 

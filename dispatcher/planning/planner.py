@@ -185,7 +185,7 @@ class Planner:
             return summary_notices(self, about, reason, now)
         event_plan = EventPlan(self, event, now)
         event_plan.notify_fallback(about, reason)
-        return tuple(event_plan.deliveries)
+        return event_plan.instead_of(about)
 
     def notify_of_channel(
         self, event: Event | None, delivery: Delivery, kind: Kind, since: datetime, *, now: datetime
@@ -205,6 +205,7 @@ class Planner:
                 key=delivery_key(outage, f"{kind} {notice.channel}", notice.addresses),
                 quiet=None,
                 digest=None,
+                note="",
             )
             for notice in self._notices(event, delivery._replace(severity=""), reason, now)
         )
@@ -225,7 +226,7 @@ class Planner:
             event_plan.register(Target(channel, "", address))
         if fallback is not None:
             event_plan.reroute(delivery, fallback)
-        return tuple(event_plan.deliveries)
+        return event_plan.instead_of(delivery)
 
     def notify_instead_of_owner(
         self, event: Event, unknown: Iterable[Delivery], notified: Iterable[tuple[str, str]], *, now: datetime
@@ -244,7 +245,7 @@ class Planner:
         for channel, address in notified:
             event_plan.register(Target(channel, "", address))
         event_plan.notify_instead_of_owner(delivery, self.owners.fallback)
-        return tuple(event_plan.deliveries), self.owners.unreachable(event, _undelivered(delivery), now)
+        return event_plan.instead_of(delivery), self.owners.unreachable(event, _undelivered(delivery), now)
 
     def _names_of_owner(self, event: Event) -> frozenset[str]:
         """Return the owner's recipients in lower case. A mail may have others too, who are not the owner."""

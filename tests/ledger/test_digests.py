@@ -258,6 +258,21 @@ async def test_a_success_of_a_member_that_was_told_is_a_member_and_replies_to_th
     assert "again" not in await fates(ledger)
 
 
+async def test_a_success_of_what_a_dead_digest_told_of_tells_nobody(ledger: Ledger) -> None:
+    await record(ledger, *(failure(name, plan=name) for name in "abcd"))
+    await send(ledger, 1)
+    await close(ledger, 15)
+    (digest,) = (await claim_slack(ledger, at=15 * 60)).deliveries
+    await ledger.settle(settlement(digest, Dead("no such channel")))
+    assert await close(ledger, 30) == []
+    await record(ledger, success("s", 40, plan="c"), at=40)
+    assert await ledger.digests.due(now=NOW + 999 * MINUTE) == []  # it opens no digest
+    (notice,) = (await claim_slack(ledger, at=41 * 60)).deliveries
+    thread = await ledger.thread(notice)
+    assert thread is not None
+    assert thread.thread.earlier == ()  # so the worker drops it
+
+
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 async def test_quiet_hours_of_the_contact_hold_a_digest_but_not_beyond_the_longest_time(ledger_url: str) -> None:
     def hours(until: float) -> Callable[[Delivery], Quiet | None]:

@@ -135,6 +135,17 @@ def test_what_is_sent_in_place_of_another_delivery_is_held_by_its_own_contact_al
         assert rerouted.quiet == quiet
 
 
+def test_what_is_sent_in_place_of_a_page_counts_what_the_page_would_have_counted() -> None:
+    note = "held 22:00-07:00 (quiet hours of contact ml); 3 more failures of the launch plan in this time"
+    page = a_delivery(channel="slack", to="a@x.com", note=note)
+    planner = a_planner(ml=a_contact("a@x.com"))
+    planner = replace(planner, fallbacks={"slack": "email"})
+    assert [one.note for one in planner.reroute(an_event(), page, [], now=NOW)] == [note]
+    assert [one.note for one in planner.notify_fallback(an_event(), page, now=NOW)] == [note]
+    refused = planner.notify_of_channel(an_event(), page, Kind.REFUSED_NOTICE, NOW, now=NOW)
+    assert [one.note for one in refused] == [""]
+
+
 def test_a_contacts_digests_are_for_its_own_addresses_on_channels_that_do_not_page() -> None:
     recipients = (("email", "a@x.com"), ("email", "b@x.com"), ("slack", "#ml"), ("pagerduty", "svc"))
     planner = a_planner(ml=Contact(recipients, options=Options(digest=DIGEST)))
