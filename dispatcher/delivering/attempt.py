@@ -38,6 +38,7 @@ from dispatcher.model.delivery import (
 )
 from dispatcher.model.rate_limit import feedback
 from dispatcher.model.retry import RetryPolicy
+from dispatcher.rendering.text import one_line
 from dispatcher.tracing import NO_SPAN, Span
 
 log = structlog.get_logger(__name__)
@@ -201,7 +202,7 @@ class Attempts:
                 content=content,
                 created_at=delivery.created_at,
                 released_at=delivery.retry_window_start if delivery.held_since is not None else None,
-                note=delivery.note,
+                note=one_line(delivery.note),  # a silence has a text of its author in it
                 thread=thread,
                 in_doubt=delivery.in_doubt,
                 trace=span.headers,

@@ -479,11 +479,13 @@ async def test_what_follows_from_a_digests_outcome_is_planned_without_an_event(l
     )
     now = SystemClock().now()
     digest = a_digest(to="Jane@example.com", content={"text": "digest"}, created_at=now, due_at=now)
-    digest = digest._replace(note="held 22:00-07:00", held_since=now - timedelta(hours=9))
+    digest = digest._replace(note="held\x1b[31m 22:00\r\n-07:00\x00", held_since=now - timedelta(hours=9))
     await record_digest(ledger, digest, *members_of(digest, 1), now=now)
     channel = ScriptedChannel(lambda _: UnknownRecipient("no such user"))
     await deliver_due(a_worker(ledger, channel, planner=planner))
-    assert [(one.note, one.released_at) for one in channel.sent] == [("held 22:00-07:00", digest.retry_window_start)]
+    assert [(one.note, one.released_at) for one in channel.sent] == [
+        ("held 22:00 -07:00\ufffd", digest.retry_window_start)
+    ]
     (instead,) = await ledger.history.find(Filter(channel="email"), limit=9)
     assert (instead.delivery.kind, instead.delivery.addresses) == (Kind.DIGEST, ("jane@example.com",))
     assert (instead.delivery.event, instead.delivery.tells_of) == ("", digest.key)
