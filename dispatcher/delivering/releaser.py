@@ -58,6 +58,8 @@ class Releaser:
     """Called after each unforeseen exception about one address, after which the others go on."""
     _paused: dict[Target, datetime] = field(default_factory=dict)
     """Until when an address waits whose release has failed."""
+    _failed: set[Target] = field(default_factory=set)
+    """The addresses whose last release has failed."""
 
     async def run(self) -> None:
         """Release what is due, again and again, until the service stops."""
@@ -77,7 +79,8 @@ class Releaser:
         self._paused = {target: until for target, until in self._paused.items() if until > now}
         try:
             for target, keys in (await self.ledger.releases.due(now=now)).items():
-                await self._one(target, partial(self._release, target, keys))
+                release = self._release_apart if target in self._failed else self._release
+                await self._one(target, partial(release, target, keys))
         except SilencesChanged:
             await self.silences.load()  # the next round decides by the new silences
             return
@@ -106,6 +109,7 @@ class Releaser:
         except Exception as error:
             log.error("held deliveries could not be released", channel=target.channel, exc_info=error)
             self._paused[target] = self.clock.now() + PAUSE
+            self._failed.add(target)
             self.on_failed()
 
     async def _release(self, target: Target, keys: Sequence[str]) -> None:
@@ -119,8 +123,25 @@ class Releaser:
             zone=self.planner.contacts.options(*target).timezone or self.default_zone,
         )
         released = await self.ledger.releases.release(ended, now=now)
+        self._failed.discard(target)
         if released is not None:
             self._note(target, _numbers(released))
+
+    async def _release_apart(self, target: Target, keys: Sequence[str]) -> None:
+        """Release each delivery alone, after a release of all has failed. What can't be released is only not held any
+        more: the worker then finds out whether it can be sent.
+        """
+        for key in keys:
+            try:
+                await self._release(target, [key])
+            except (LedgerUnavailable, SilencesChanged):
+                raise
+            except Exception as error:
+                log.error("a held delivery could not be released", delivery=key, exc_info=error)
+                self.on_failed()
+                await self.ledger.releases.let_go(key, now=self.clock.now())
+                self.wake()
+        self._failed.discard(target)
 
     def _covers(self, delivery: Delivery, event: Event | None, now: datetime) -> Iterator[Hold]:
         """Yield what covers the delivery now. A silence that is over has released it, and does not hold it again."""

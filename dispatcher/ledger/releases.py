@@ -92,7 +92,16 @@ class Releases:
         """
         return await self._database.write(partial(_release, ended=ended, now=now, longest=self._longest))
 
+    async def let_go(self, key: str, *, now: datetime) -> None:
+        """Hold a delivery no longer, without reading it: for one that can't be released in another way."""
+        await self._database.write(lambda connection: connection.execute(_LET_GO, {"only": key, "at": now}))
 
+
+_LET_GO = (
+    update(deliveries)
+    .where(deliveries.c.key == bindparam("only"), *IS_HELD)
+    .values(hold=None, held_by=None, hold_then=None, due_at=bindparam("at"), retry_window_start=bindparam("at"))
+)
 _ENDED = (
     *IS_HELD,
     deliveries.c.hold != literal_column(f"'{HoldReason.DIGEST}'"),  # another replica may have made it a member

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.delivering.releaser import Releaser
+from dispatcher.delivering.releaser import PAUSE, Releaser
 from dispatcher.ledger import Deed, Filter, Ledger
 from dispatcher.model.delivery import Delivery, DropReason, Kind, State
 from dispatcher.model.hold import DigestOptions, Then
@@ -123,16 +123,22 @@ async def test_two_replicas_release_each_address_once(ledger: Ledger, ledger_url
     assert len(every) == 15
 
 
-async def test_an_address_that_fails_holds_back_no_other(ledger: Ledger, ledger_url: str) -> None:
-    await hold(ledger, "a", to="x@x.com")
-    await hold(ledger, "b", to="y@x.com")
+async def test_what_cannot_be_released_holds_back_no_other(ledger: Ledger, ledger_url: str) -> None:
+    await hold(ledger, "a", "b", to="x@x.com")
+    await hold(ledger, "c", to="y@x.com")
     await execute(ledger_url, "UPDATE deliveries SET rules = '[1]' WHERE event LIKE '%/a/%'")
     releaser, failures = a_releaser(ledger), list[int]()
     releaser.on_failed = lambda: failures.append(1)
     await releaser.release_due()
+    await releaser.release_due()  # the address that failed waits
+    assert [one.addresses for one in await claim(ledger, 1)] == [("y@x.com",)]
+    assert len(failures) == 1
+
+    releaser.clock = ManualClock(NOW + PAUSE)
     await releaser.release_due()
-    assert len(failures) == 1  # it is tried again later
-    assert [one.addresses for one in await claim(ledger)] == [("y@x.com",)]
+    # The worker finds out what is wrong with the broken one; and the lease of the first is over.
+    assert len(await ledger.due("email", now=NOW + PAUSE, limit=9)) == 3
+    assert await ledger.releases.due(now=NOW + PAUSE) == {}
 
 
 DIGEST = DigestOptions(after=2, within=HOUR, every=HOUR)
