@@ -146,6 +146,9 @@ class Attempts:
             await self.release(delivery, due_at=started)
             return None
         claimed = await self.options.ledger.thread(delivery)
+        if claimed is not None and claimed.told_at is not None:  # people read of the failure first
+            await self.release(delivery, due_at=max(claimed.told_at, started + POLL_INTERVAL))
+            return None
         if claimed is not None and (dropped := _drop(delivery, claimed, pages=self.options.pages)) is not None:
             span = self._attempt_span(delivery)
             _log_outcome(delivery, dropped, span)

@@ -161,6 +161,9 @@ class ClaimedThread:
     ended after the resolved notice's success started was sent or may have arrived."""
     outage: Outage | None = None
     """What the message resolves, if it is a resolved notice."""
+    told_at: datetime | None = None
+    """When a digest or summary that tells of a failure that this notice resolves is due; a time before now if it is being
+    sent. None if none waits. The notice goes after it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select
+from sqlalchemy import ColumnElement, Connection, case, func, or_, select
 
 from channels.contract import EarlierMessage, Thread
 from dispatcher.ledger.records import ClaimedThread
@@ -192,8 +192,10 @@ def claimed_thread(connection: Connection, delivery: Delivery) -> ClaimedThread:
     if resolves and not thread.earlier and (message := _message_that_told(connection, *current)) is not None:
         # The message tells of other launch plans too, so a success of this one must not change it.
         thread = Thread(key=delivery.thread, earlier=(message,))
-    outage = _outage(connection, *current) if resolves else None
-    return ClaimedThread(thread, superseded=superseded, outage=outage)
+    if not resolves:
+        return ClaimedThread(thread, superseded=superseded)
+    outage, told_at = _outage(connection, *current), _told_at(connection, *current)
+    return ClaimedThread(thread, superseded=superseded, outage=outage, told_at=told_at)
 
 
 def _outage(connection: Connection, *conditions: ColumnElement[bool]) -> Outage | None:
@@ -238,6 +240,16 @@ def _message_that_told(connection: Connection, *conditions: ColumnElement[bool])
     )
     is_told = or_(MAY_HAVE_ARRIVED, deliveries.c.state == State.WAITING)
     return _message(connection, deliveries.c.key == newest.scalar_subquery(), deliveries.c.event.is_(None), is_told)
+
+
+def _told_at(connection: Connection, *conditions: ColumnElement[bool]) -> datetime | None:
+    """Return when the next digest or summary is due that tells of matching failures; a past time if it is being sent."""
+    told = deliveries.alias("told")
+    of_failures = told.c.key.in_(select(deliveries.c.key).where(*conditions, TOLD_OF))
+    tellers = select(told.c.included_in).where(of_failures, told.c.kind != Kind.RESOLVED_NOTICE)
+    due_at = case((deliveries.c.lease.is_not(None), deliveries.c.created_at), else_=deliveries.c.due_at)
+    waiting = (deliveries.c.state == State.WAITING, deliveries.c.event.is_(None))
+    return connection.scalar(select(func.min(due_at)).where(deliveries.c.key.in_(tellers), *waiting))
 
 
 def first_message(connection: Connection, delivery: Delivery) -> ClaimedThread | None:

@@ -606,6 +606,30 @@ async def test_a_thread_of_which_nothing_was_sent_is_never_resolved(ledger: Ledg
     assert stored.delivery.drop_reason == (None if sent else DropReason.NOTHING_SENT)
 
 
+async def test_a_resolved_notice_waits_for_the_message_that_tells_of_the_failure(ledger: Ledger) -> None:
+    again = NOW + timedelta(hours=1)
+    summary = a_digest(kind=Kind.SUMMARY, content={"text": "1 failed"}, due_at=again)  # it is retried
+    (told,) = members_of(summary, 1, thread="t", thread_at=NOW, subject="plan")
+    await record_digest(ledger, summary, told)
+    well = an_event(Phase.SUCCEEDED, name="well")
+    notice = told._replace(key="notice", event=well.key, kind=Kind.RESOLVED_NOTICE, thread_at=NOW + SECOND)
+    unheld = {"state": State.WAITING, "drop_reason": None, "hold": None, "included_in": "", "held_since": None}
+    await ledger.record([recorded(notice._replace(**unheld), event=well)], [], now=NOW)
+
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    await deliver_due(a_worker(ledger, channel, clock=ManualClock(NOW + SECOND)))
+    stored = await ledger.history.delivery("notice")
+    assert stored is not None
+    assert (channel.sent, stored.delivery.due_at, stored.delivery.attempt) == ([], again, 0)
+    both = await a_worker(ledger, channel, clock=ManualClock(again))._claim()  # noqa: SLF001
+    assert {one.key for one in both} == {summary.key, "notice"}
+    thread = await ledger.thread(next(one for one in both if one.key == "notice"))
+    assert thread is not None
+    assert thread.told_at == NOW  # the summary is being sent
+    await deliver_due(a_worker(ledger, channel))
+    assert [one.key for one in channel.sent] == [summary.key, "notice"]
+
+
 def _note(settled: list[tuple[Settlement, bool]], settlement: Settlement, held: bool) -> None:
     settled.append((settlement, held))
 
