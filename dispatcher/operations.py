@@ -98,7 +98,9 @@ class Operations:
         page = await self.ledger.queries.deliveries(self.eligible(what, wanted), limit=WAITS_READ)
         found = [one.delivery for one in page.entries if one.delivery.event and one.delivery.kind in HELD_KINDS]
         events = await self.ledger.silences.events({one.event for one in found})
-        covering = ((one, silence) for one in found for silence in book.matching(events[one.event]))
+        covering = (
+            (one, silence) for one in found if one.event in events for silence in book.matching(events[one.event])
+        )
         return len({one.key for one, silence in covering if silence.in_force(now) and by_silence(silence, one, now)})
 
     async def rejected(self, identity: str) -> Rejected | None:

@@ -20,7 +20,7 @@ from dispatcher.ledger.digests import Digests, Target
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.holds import IS_HELD
 from dispatcher.ledger.record import insert_deliveries
-from dispatcher.ledger.rows import delivery_fields
+from dispatcher.ledger.rows import delivery_fields, read_event
 from dispatcher.ledger.schema import deliveries, events, silences
 from dispatcher.ledger.silence_lock import require_version
 from dispatcher.ledger.statements import among
@@ -82,7 +82,7 @@ class Releases:
             if with_events:
                 concerned = {"keys": [*{delivery.event for delivery in held}]}
                 facts = {row.key: row.facts for row in await connection.execute(_FACTS, concerned)}
-        return [(one, Event.model_validate(facts[one.event]) if one.event in facts else None) for one in held]
+        return [(one, read_event(facts[one.event]) if one.event in facts else None) for one in held]
 
     async def release(self, ended: Ended, *, now: datetime) -> Released | None:
         """Write what becomes of the deliveries in `ended.covers`, which have the same address, in one transaction.

@@ -7,11 +7,13 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import Row
 
 from dispatcher.ledger.records import StoredDelivery
 from dispatcher.ledger.schema import deliveries
 from dispatcher.model.delivery import Delivery, State
+from dispatcher.model.event import Event
 
 _T = TypeVar("_T")
 _STORED = tuple(name for name in Delivery._fields if name in deliveries.c and name != "content")
@@ -46,6 +48,16 @@ def read_stored_delivery(row: Row[Any], content: Any = None) -> StoredDelivery:
     """Return the delivery in a row."""
     delivery = Delivery(**delivery_fields(row, content))
     return StoredDelivery(delivery=delivery, settled_at=row.settled_at, reference=row.reference or {})
+
+
+def read_event(facts: Any) -> Event | None:
+    """Return the event of a row's facts; None if this version can't read it. Silences are then not for it, and the worker
+    that sends its messages says what is wrong.
+    """
+    try:
+        return Event.model_validate(facts)
+    except ValidationError:
+        return None
 
 
 def read(kind: type[_T], row: Row[Any], **more: Any) -> _T:

@@ -15,6 +15,7 @@ from dispatcher.ledger.actions import insert_action
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.holds import IS_HELD
 from dispatcher.ledger.records import Action
+from dispatcher.ledger.rows import read_event
 from dispatcher.ledger.schema import deliveries, events, silences
 from dispatcher.ledger.silence_lock import VERSION, change
 from dispatcher.ledger.silencing import SLICE, Covers, hold_waiting, let_go
@@ -87,7 +88,8 @@ class Silences:
             async with self._database.reading() as connection:
                 rows = (await connection.execute(query.where(start))).all()
             for row in rows:
-                yield Event.model_validate(row.facts), row.channel, row.addresses
+                if (event := read_event(row.facts)) is not None:
+                    yield event, row.channel, row.addresses
             if len(rows) < SLICE:
                 return
             start = and_(at >= rows[-1].recorded_at, or_(at > rows[-1].recorded_at, key > rows[-1].key))
@@ -97,7 +99,8 @@ class Silences:
         query = select(events.c.key, events.c.facts).where(among(events.c.key, "keys"))
         async with self._database.reading() as connection:
             rows = await connection.execute(query, {"keys": [*keys]})
-            return {row.key: Event.model_validate(row.facts) for row in rows}
+            read = {row.key: read_event(row.facts) for row in rows}
+        return {key: event for key, event in read.items() if event is not None}
 
     async def add(self, silence: Silence, action: Action) -> None:
         """Store a new silence. From then on, nothing is recorded that does not go by it."""

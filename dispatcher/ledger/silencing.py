@@ -32,7 +32,7 @@ from dispatcher.ledger.column_types import UtcTime
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.holds import IS_HELD, held_subject, unless_resolved
 from dispatcher.ledger.record import insert_rows
-from dispatcher.ledger.rows import delivery_fields, delivery_row
+from dispatcher.ledger.rows import delivery_fields, delivery_row, read_event
 from dispatcher.ledger.schema import deliveries, delivery_recipients, events, silences
 from dispatcher.ledger.search import lower
 from dispatcher.ledger.silence_lock import share
@@ -70,8 +70,8 @@ def _covered(rows: list[Row[Any]], covers: Covers) -> Mapping[str, str]:
     found: dict[str, str | None] = {}
     for row in rows:
         if row.event not in found:
-            event = Event.model_validate(row.facts)
-            found[row.event] = held_subject(event) if covers(event) else None
+            event = read_event(row.facts)
+            found[row.event] = held_subject(event) if event is not None and covers(event) else None
     return {row.key: subject for row in rows if (subject := found[row.event]) is not None}
 
 

@@ -27,6 +27,7 @@ from dispatcher.rules import RuleBook
 from dispatcher.rules.silences import test_of as matcher_test
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, a_notification, a_silence, an_event
 from tests.support.ledger_steps import MINUTE, an_action, claim, recorded, settlement
+from tests.support.ledgers import execute
 
 HOUR = 60 * MINUTE
 WINDOW: Mapping[str, Any] = {
@@ -103,6 +104,18 @@ async def test_a_silence_holds_what_waits_and_nothing_that_may_not_be_held(
     assert kept.delivery.subject == a_launch_plan().key
     _, (stored,) = await ledger.silences.load(now=NOW)
     assert stored.begun
+
+
+async def test_an_event_that_cannot_be_read_keeps_no_silence_from_holding_the_others(
+    ledger: Ledger, ledger_url: str
+) -> None:
+    for name in ("a", "broken", "z"):
+        await record(ledger, name)
+    await execute(ledger_url, "UPDATE events SET facts = (SELECT body FROM contents LIMIT 1) WHERE name = 'broken'")
+    await silenced(ledger, a_silence())
+    assert set(await held(ledger)) == {"a", "z"}
+    assert [event.execution.name async for event, *_ in ledger.silences.might_hold(since=NOW)] == ["a", "z"]
+    assert await ledger.silences.events([an_event(name="broken").key]) == {}
 
 
 async def test_of_several_the_last_end_and_the_most_telling_count(ledger: Ledger) -> None:
