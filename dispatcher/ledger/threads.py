@@ -249,7 +249,10 @@ def _told_at(connection: Connection, *conditions: ColumnElement[bool]) -> dateti
     tellers = select(told.c.included_in).where(of_failures, told.c.kind != Kind.RESOLVED_NOTICE)
     due_at = case((deliveries.c.lease.is_not(None), deliveries.c.created_at), else_=deliveries.c.due_at)
     waiting = (deliveries.c.state == State.WAITING, deliveries.c.event.is_(None))
-    return connection.scalar(select(func.min(due_at)).where(deliveries.c.key.in_(tellers), *waiting))
+    told_at: datetime | None = connection.scalar(
+        select(func.min(due_at)).where(deliveries.c.key.in_(tellers), *waiting)
+    )
+    return told_at
 
 
 def first_message(connection: Connection, delivery: Delivery) -> ClaimedThread | None:

@@ -613,7 +613,13 @@ async def test_a_resolved_notice_waits_for_the_message_that_tells_of_the_failure
     await record_digest(ledger, summary, told)
     well = an_event(Phase.SUCCEEDED, name="well")
     notice = told._replace(key="notice", event=well.key, kind=Kind.RESOLVED_NOTICE, thread_at=NOW + SECOND)
-    unheld = {"state": State.WAITING, "drop_reason": None, "hold": None, "included_in": "", "held_since": None}
+    unheld: dict[str, Any] = {
+        "state": State.WAITING,
+        "drop_reason": None,
+        "hold": None,
+        "included_in": "",
+        "held_since": None,
+    }
     await ledger.record([recorded(notice._replace(**unheld), event=well)], [], now=NOW)
 
     channel = ScriptedChannel(lambda _: RECEIPT)
