@@ -137,7 +137,7 @@ class Silences:
         if silence.starts_at > now:
             return
         if silence.ends_at <= now:
-            while await self._database.write(partial(let_go, silence=silence)):
+            while await self._database.write(partial(let_go, silence=silence, now=now)):
                 pass
         elif test is None or not await hold_waiting(self._database, silence, test, now=now, longest=self.longest_hold):
             return

@@ -21,13 +21,14 @@ from sqlalchemy import (
     delete,
     literal,
     literal_column,
+    or_,
     select,
     tuple_,
     update,
 )
 
 from dispatcher.holding.covering import HELD_KINDS, held_by_new, per_address
-from dispatcher.holding.silences import Silence
+from dispatcher.holding.silences import LATE, Silence
 from dispatcher.ledger.column_types import UtcTime
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.holds import IS_HELD, held_subject, unless_resolved
@@ -159,13 +160,15 @@ def _split(connection: Connection, row: Row[Any], first: Delivery, others: Seque
     connection.execute(delete(delivery_recipients).where(*of_others))
 
 
-def let_go(connection: Connection, *, silence: Silence) -> int:
+def let_go(connection: Connection, *, silence: Silence, now: datetime) -> int:
     """Let the holds of a silence that was ended early end with it, up to `SLICE` of them. Returns their number.
 
-    Those that came late stay: they were held when the silence was over.
+    Those that came late stay: they were held when the silence was over, and for `LATE` at most. A hold for longer began
+    before, by the clock of a replica that is ahead of this one.
     """
     held_by_it = (deliveries.c.hold == HoldReason.SILENCE, deliveries.c.held_by == silence.id)
-    too_long = (deliveries.c.due_at > silence.ends_at, deliveries.c.held_since <= silence.ends_at)
+    did_not_come_late = or_(deliveries.c.held_since <= silence.ends_at, deliveries.c.due_at > now + LATE)
+    too_long = (deliveries.c.due_at > silence.ends_at, did_not_come_late)
     some = select(deliveries.c.key).where(*IS_HELD, *held_by_it, *too_long).order_by(deliveries.c.key).limit(SLICE)
     keys = list(connection.scalars(some.with_for_update()))
     if keys:

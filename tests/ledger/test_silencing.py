@@ -156,12 +156,14 @@ async def test_a_silence_that_is_extended_or_ended_moves_the_deadlines_of_what_i
         "window": ("contact ml", Then.SEND, 5 * HOUR),
     }
     await record(ledger, "late", due_at=NOW + HOUR + 5 * MINUTE, held_since=late, **mine)
+    await record(ledger, "by a fast clock", due_at=NOW + 2 * HOUR, held_since=NOW + HOUR + SECOND, **mine)
     await moved(ledger, silence, ends=HOUR, now=HOUR)
     assert {name: until for name, (_, _, until) in (await held(ledger)).items()} == {
         "held": HOUR,
         "held long": HOUR,
         "window": 5 * HOUR,
         "late": HOUR + 5 * MINUTE,
+        "by a fast clock": HOUR,
     }
 
 
