@@ -83,14 +83,16 @@ def a_worker(ledger: Ledger, channel: ScriptedChannel, **changes: Any) -> Delive
     return DeliveryWorker(WorkerOptions(**arguments))
 
 
-async def deliver_due(worker: DeliveryWorker) -> None:
-    """Claim once, and deliver one delivery after the other.
+async def deliver_due(worker: DeliveryWorker) -> int:
+    """Claim once, and deliver one delivery after the other. Returns their number.
 
     It calls the steps of `DeliveryWorker.run`, which itself would go on until it is stopped for good.
     """
-    for delivery in await worker._claim():  # noqa: SLF001
+    claimed = await worker._claim()  # noqa: SLF001
+    for delivery in claimed:
         async with asyncio.TaskGroup() as worker._group:  # noqa: SLF001
             worker._start(delivery)  # noqa: SLF001
+    return len(claimed)
 
 
 @asynccontextmanager
