@@ -13,9 +13,10 @@ from typing import Any
 from dispatcher.ledger import Action, Attempt, Filter, Ledger, Rejected, StoredDelivery, StoredEvent
 from dispatcher.ledger.causes import CountedCause
 from dispatcher.ledger.records import EventSummary, RejectedSummary
-from dispatcher.model.delivery import SUMMARIES, Kind, RuleRef
+from dispatcher.model.delivery import SUMMARIES, DropReason, Kind, RuleRef
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.owner import FoundBy
+from dispatcher.model.status import DeliveryStatus
 from dispatcher.rules import disabled_by_of
 
 REJECTED = "rejected"
@@ -165,15 +166,47 @@ def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
         "phase": phase or None,
         "settled_at": stored.settled_at,
         "reference": stored.reference,
+        "status": stored.status,
+        "holder": stored.holder,
+        "told_by": stored.told_by._asdict() if stored.told_by is not None else None,
         "waits_for": [asdict(one) for one in stored.waits_for],
     }
 
 
+_TOLD_IN = {Kind.DIGEST: "a digest", Kind.SUMMARY: "a summary"}
+_WHICH = {
+    DeliveryStatus.SENT: "was sent",
+    DeliveryStatus.WAITING: "waits to be sent",
+    DeliveryStatus.HELD: "is held",
+    DeliveryStatus.DEAD: "is dead",
+    DeliveryStatus.DROPPED: "was dropped",
+    DeliveryStatus.INCLUDED: "another message tells of",
+}
+
+
+def told_in_text(told_by: Mapping[str, Any]) -> str:
+    """Return in words what tells of a delivery. `told_by`: as `delivery_data` returns it."""
+    return _TOLD_IN.get(told_by["kind"], "the page for a newer failure")
+
+
+def decided_text(delivery: Mapping[str, Any], *, digits: int | None = None) -> str:
+    """Return in words why a delivery is as it is: the first reason that decides. Empty if there is nothing to say.
+
+    What a waiting one waits for is in `waits_for`. `delivery`: as `delivery_data` or a dry run returns it. `digits`: how
+    many digits of a key are shown; None for all.
+    """
+    if (told_by := delivery.get("told_by")) is not None:
+        return f"told of in {told_in_text(told_by)} ({told_by['key'][:digits]}), which {_WHICH[told_by['status']]}"
+    if delivery.get("drop_reason") is DropReason.SUPERSEDED and delivery["holder"]:
+        return f"{delivery['reason']}, while {delivery['holder']} held it"
+    return str(delivery["reason"])
+
+
 def event_data(summary: EventSummary) -> dict[str, Any]:
-    """Return a terminal event in the form that `--json` prints, with the number of its deliveries in each state."""
+    """Return a terminal event in the form that `--json` prints, with the number of its deliveries with each status."""
     execution = {"project": summary.project, "domain": summary.domain, "name": summary.name}
     data = {field.name: getattr(summary, field.name) for field in fields(summary) if field.name not in execution}
-    data["deliveries"] = {str(state): number for state, number in summary.deliveries.items()}
+    data["deliveries"] = {str(status): number for status, number in summary.deliveries.items()}
     return {"key": data.pop("key"), "execution": execution, **data}
 
 

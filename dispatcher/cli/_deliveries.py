@@ -14,24 +14,25 @@ if TYPE_CHECKING:
 
 def write_deliveries(found: Sequence[StoredDelivery], *, now: datetime) -> None:
     """Print the deliveries in their order, the waiting ones with what they wait for."""
-    from dispatcher.explain import about_text, delivery_data
+    from dispatcher.explain import about_text, decided_text, delivery_data
 
+    shown = [(stored, delivery_data(stored)) for stored in found]
     write_table(
         ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED", "DUE", "REASON", "WAITS FOR"),
         [
             (
                 stored.delivery.key[:KEY_DIGITS],
-                state_text(stored.delivery.state),
+                state_text(stored.status),
                 stored.delivery.channel,
                 ", ".join(stored.delivery.recipients),
                 stored.delivery.event or about_text(stored.delivery.kind),
                 stored.delivery.attempt,
                 when_text(stored.delivery.created_at, now=now),
                 when_text(stored.delivery.due_at, now=now) if stored.settled_at is None else "",
-                stored.delivery.reason,
-                waits_text(delivery_data(stored)),
+                decided_text(data, digits=KEY_DIGITS),
+                waits_text(data),
             )
-            for stored in found
+            for stored, data in shown
         ],
         head=4,
     )

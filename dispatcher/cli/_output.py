@@ -29,7 +29,15 @@ _UNLIMITED = 100_000
 KEY_DIGITS = 12
 """A list shows this many digits of each key. Keys of about the same time share their first five digits, so several
 more are needed to tell keys apart."""
-STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "in_doubt": "yellow"}
+STATE_STYLES = {
+    "sent": "green",
+    "waiting": "yellow",
+    "held": "cyan",
+    "included": "cyan",
+    "dead": "red",
+    "retry": "yellow",
+    "in_doubt": "yellow",
+}
 
 
 def log_warnings_only() -> None:

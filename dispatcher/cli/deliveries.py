@@ -68,7 +68,7 @@ def show(
     content too.
     """
     from dispatcher.clock import SystemClock
-    from dispatcher.explain import about_text, delivery_with_history
+    from dispatcher.explain import about_text, decided_text, delivery_with_history
     from dispatcher.ledger import Filter
 
     now = SystemClock().now()
@@ -100,8 +100,8 @@ def show(
             ("address", ", ".join(delivery.addresses)),
             ("rules", ", ".join(map(str, delivery.rules))),
             ("severity", delivery.severity),
-            ("state", state_text(delivery.state)),
-            ("reason", delivery.reason),
+            ("state", state_text(data["status"])),
+            ("reason", decided_text(data)),
             ("told of in", delivery.included_in),
             ("note", delivery.note),
             ("waits for", waits_text(data)),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dispatcher.ledger import Ledger
     from dispatcher.ledger.causes import CountedCause
     from dispatcher.ledger.records import EventSummary, Page
-    from dispatcher.model.delivery import State
+    from dispatcher.model.status import DeliveryStatus
 
 _NOT_FOR_CAUSES = frozenset(
     {*("state", "channel", "recipient", "verdict", "cause", "execution", "included_in"), *("held", "held_by")}
@@ -107,5 +107,5 @@ def causes(filters: Filters, config: Config = None, limit: Limit = 50, as_json: 
         )
 
 
-def _counts(deliveries: Mapping[State, int]) -> str:
-    return ", ".join(f"{number} {state}" for state, number in sorted(deliveries.items())) or "none"
+def _counts(deliveries: Mapping[DeliveryStatus, int]) -> str:
+    return ", ".join(f"{number} {status}" for status, number in sorted(deliveries.items())) or "none"

@@ -240,7 +240,7 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> None:
     """Print each delivery with the numbers of the rules that named it."""
     from dispatcher.dry_run import may_hold
-    from dispatcher.explain import rules_among
+    from dispatcher.explain import decided_text, rules_among
 
     if not deliveries:
         write_line("no notifications")
@@ -250,14 +250,19 @@ def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[M
         waits = waits_text(delivery)
         attempts = delivery.get("attempts", ())
         told = {attempt["reason"] for attempt in attempts}
-        reason = delivery["reason"] if delivery["reason"] not in told else ""
-        told_in = delivery.get("included_in", "")[:KEY_DIGITS]
-        included = told_in and f"told of in {told_in}"
-        answers = (attempts_text(attempts), reason, included, waits and f"waits for {waits}", may_hold(delivery))
+        reason = decided_text(delivery, digits=KEY_DIGITS)
+        answers = (
+            attempts_text(attempts),
+            reason if reason not in told else "",
+            delivery.get("note"),
+            waits and f"waits for {waits}",
+            may_hold(delivery),
+        )
         answer = "\n".join(filter(None, answers))
         recipients = ", ".join(delivery["recipients"])
         naming = ", ".join(map(str, rules_among(delivery, rules)))
-        rows.append((naming, state_text(delivery["state"]), delivery["channel"], recipients, answer))
+        status = state_text(delivery.get("status", delivery["state"]))
+        rows.append((naming, status, delivery["channel"], recipients, answer))
     write_table(("RULES", "STATE", "CHANNEL", "TO", "ANSWER"), rows, head=4)
     actions = {(action["at"], action["what"]): action for one in deliveries for action in one.get("actions", ())}
     if actions:

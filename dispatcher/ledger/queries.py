@@ -48,6 +48,7 @@ from dispatcher.ledger.sqlalchemy_internals import AsyncConnection
 from dispatcher.ledger.waiting import with_waits
 from dispatcher.model.delivery import State, uncounted
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN
+from dispatcher.model.status import DeliveryStatus, status
 
 MAX_ROWS_READ = 10_000
 """Maximum number of rows that a query reads for one page, if no single index covers all conditions of the filter."""
@@ -75,7 +76,9 @@ class Queries:
         return Page([read_stored_delivery(row) for row in rows], cursor, cut)
 
     async def with_waits(self, found: Sequence[StoredDelivery], *, now: datetime) -> list[StoredDelivery]:
-        """Return the deliveries in the same order, each waiting one with what it waits for (`model/waiting.py`)."""
+        """Return the deliveries in the same order, each waiting one with what it waits for (`model/waiting.py`), each one
+        that is or was held with what holds it, and each one that another message tells of with that message.
+        """
         async with self._database.reading() as connection:
             return await connection.run_sync(with_waits, found, now)
 
@@ -108,7 +111,7 @@ class Queries:
         async with self._database.reading() as connection:
             matches = partial(event_conditions, wanted)
             rows, cursor, cut = await _page(connection, newest, matches, limit, max_rows)
-            counts = await _counts_by_state(connection, [row.key for row in rows])
+            counts = await _counts_by_status(connection, [row.key for row in rows])
         return Page([read(EventSummary, row, deliveries=counts.get(row.key, {})) for row in rows], cursor, cut)
 
     async def rejected(
@@ -316,13 +319,15 @@ def _as_count(number: int) -> Count:
     return Count(number=min(number, MAX_COUNT), more=number > MAX_COUNT)
 
 
-async def _counts_by_state(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Mapping[State, int]]:
-    """Count the deliveries of each event, by state."""
-    query = select(deliveries.c.event, deliveries.c.state, func.count().label("number"))
-    query = query.where(deliveries.c.event.in_(keys)).group_by(deliveries.c.event, deliveries.c.state)
-    counts: dict[str, dict[State, int]] = {}
+async def _counts_by_status(
+    connection: AsyncConnection, keys: Sequence[str]
+) -> Mapping[str, Mapping[DeliveryStatus, int]]:
+    """Count the deliveries of each event, by status."""
+    columns = [deliveries.c[name] for name in ("event", "state", "hold", "included_in")]
+    query = select(*columns, func.count().label("number")).where(deliveries.c.event.in_(keys)).group_by(*columns)
+    counts: dict[str, Counter[DeliveryStatus]] = {}
     for row in await connection.execute(query):
-        counts.setdefault(row.event, {})[row.state] = row.number
+        counts.setdefault(row.event, Counter())[status(row.state, row.hold, row.included_in)] += row.number
     return counts
 
 

@@ -12,10 +12,11 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from channels.contract import Thread
 from dispatcher.holding.silences import Silence
-from dispatcher.model.delivery import Delivery, NewVersion, Outage, Outcome, State, Success
+from dispatcher.model.delivery import Delivery, Kind, NewVersion, Outage, Outcome, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.owner import UnresolvedOwner
 from dispatcher.model.rate_limit import Feedback
+from dispatcher.model.status import DeliveryStatus, status_of
 from dispatcher.model.streak import StreakEvent
 from dispatcher.model.waiting import Wait
 from dispatcher.tracing import NO_SPAN, Span
@@ -256,6 +257,15 @@ class Action:
     """The reason that the operator gave; empty if none was given."""
 
 
+class ToldBy(NamedTuple):
+    """A message that tells of another delivery."""
+
+    key: str
+    kind: Kind
+    """A digest, a summary, or, where the channel pages, the newest failure of the same launch plan."""
+    status: DeliveryStatus
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDelivery:
     """A delivery in the ledger, with the time at which it was sent or given up, and the receipt's reference.
@@ -267,7 +277,15 @@ class StoredDelivery:
     settled_at: datetime | None
     reference: Mapping[str, str] = field(default_factory=dict)
     waits_for: Sequence[Wait] = ()
-    """What a waiting delivery waits for, the most important first. Only `Queries.with_waits` fills it in."""
+    """What a waiting delivery waits for, the most important first. Only `Queries.with_waits` fills in this and the next."""
+    holder: str = ""
+    """What holds it, or held it when it was dropped, in words; empty if nothing does."""
+    told_by: ToldBy | None = None
+    """The message that tells of it; None if there is none."""
+
+    @property
+    def status(self) -> DeliveryStatus:
+        return status_of(self.delivery)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,7 +358,7 @@ class Page(Generic[_Entry]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventSummary:
-    """The fields of a terminal event that lists show, and the number of its deliveries in each state."""
+    """The fields of a terminal event that lists show, and the number of its deliveries with each status."""
 
     key: str
     project: str
@@ -355,7 +373,7 @@ class EventSummary:
     cause: str
     """The fingerprint of the error; empty if the event has no error."""
     cause_name: str
-    deliveries: Mapping[State, int]
+    deliveries: Mapping[DeliveryStatus, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

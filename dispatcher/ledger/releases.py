@@ -26,7 +26,7 @@ from dispatcher.ledger.silence_lock import require_version
 from dispatcher.ledger.statements import among
 from dispatcher.model.delivery import Delivery, DropReason, Kind, State
 from dispatcher.model.event import Event
-from dispatcher.model.hold import Hold, HoldReason
+from dispatcher.model.hold import Hold, HoldReason, holder_text
 from dispatcher.model.phase import Phase
 
 # Key of the PostgreSQL advisory lock that lets only one replica release at a time. It spells "release" in ASCII. SQLite
@@ -162,11 +162,7 @@ def _held(row: Row[Any], covers: Sequence[Hold]) -> HeldDelivery:
 
 def _holder(delivery: Delivery, why: str | None) -> str:
     """Return what holds the delivery, in words. `why`: the silence's reason, if it is a silence that still exists."""
-    if not delivery.held_by:
-        return ""
-    if delivery.hold is HoldReason.WINDOW:
-        return f"quiet hours of {delivery.held_by}"
-    return f"silence {delivery.held_by} ({why})" if why else f"silence {delivery.held_by}"
+    return holder_text(delivery.hold, delivery.held_by, why or "") if delivery.hold and delivery.held_by else ""
 
 
 _CHANGED = ("hold", "held_by", "held_since", "hold_then", "due_at", "retry_window_start", "note")

@@ -1,28 +1,34 @@
-"""Reads what waiting deliveries wait for: earlier messages of threads, pauses of destinations, and replicas."""
+"""Reads what deliveries wait for, and what became of those that were held.
+
+That takes earlier messages of threads, pauses of destinations, replicas, silences, and the messages that tell of others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection, select
 
 from dispatcher.ledger.claim import earlier_in_thread
-from dispatcher.ledger.records import StoredDelivery
+from dispatcher.ledger.records import StoredDelivery, ToldBy
 from dispatcher.ledger.replicas import read_replicas
-from dispatcher.ledger.schema import deliveries, destinations
+from dispatcher.ledger.schema import deliveries, destinations, silences
 from dispatcher.ledger.statements import among
-from dispatcher.model.delivery import Kind, State
-from dispatcher.model.waiting import waits_for
+from dispatcher.model.delivery import Delivery, Kind, State
+from dispatcher.model.hold import HoldReason, holder_text
+from dispatcher.model.status import status
+from dispatcher.model.waiting import HoldingSilence, waits_for
 
 
 def with_waits(connection: Connection, found: Sequence[StoredDelivery], now: datetime) -> list[StoredDelivery]:
-    """Return the deliveries, each with what it waits for. See `Queries.with_waits`."""
+    """Return the deliveries, each with what it waits for, and what tells of it. See `Queries.with_waits`."""
     waiting = [one.delivery for one in found if one.delivery.state is State.WAITING]
-    if not waiting:
-        return [*found]
-    known = read_replicas(connection)
+    silenced = _silences(connection, {one.delivery.held_by for one in found if one.delivery.hold is HoldReason.SILENCE})
+    told_by = _told_by(connection, {one.delivery.included_in for one in found} - {""})
+    known = read_replicas(connection) if waiting else []
     earlier = _earlier(connection, [one.key for one in waiting if one.thread])
     pauses = _pauses(connection, [one.due_at for one in waiting if one.due_at > now and not one.slot_reserved])
     return [
@@ -34,10 +40,36 @@ def with_waits(connection: Connection, found: Sequence[StoredDelivery], now: dat
                 earlier=earlier.get(stored.delivery.key),
                 paused=(stored.delivery.channel, stored.delivery.due_at) in pauses,
                 replicas=known,
+                silence=silenced.get(stored.delivery.held_by),
             ),
+            holder=_holder(stored.delivery, silenced),
+            told_by=told_by.get(stored.delivery.included_in),
         )
         for stored in found
     ]
+
+
+def _holder(delivery: Delivery, silenced: Mapping[str, HoldingSilence]) -> str:
+    if delivery.hold is None:
+        return ""
+    silence = silenced.get(delivery.held_by)
+    return holder_text(delivery.hold, delivery.held_by, silence.reason if silence is not None else "")
+
+
+def _silences(connection: Connection, ids: AbstractSet[str]) -> Mapping[str, HoldingSilence]:
+    if not ids:
+        return {}
+    query = select(silences.c.id, silences.c.reason, silences.c.ends_at).where(silences.c.id.in_(ids))
+    return {row.id: HoldingSilence(row.reason, row.ends_at) for row in connection.execute(query)}
+
+
+def _told_by(connection: Connection, keys: AbstractSet[str]) -> Mapping[str, ToldBy]:
+    """Return the messages that tell of others, by their key."""
+    if not keys:
+        return {}
+    columns = [deliveries.c[name] for name in ("key", "kind", "state", "hold", "included_in")]
+    rows = connection.execute(select(*columns).where(deliveries.c.key.in_(keys)))
+    return {row.key: ToldBy(row.key, row.kind, status(row.state, row.hold, row.included_in)) for row in rows}
 
 
 def _earlier(connection: Connection, keys: Sequence[str]) -> Mapping[str, str]:

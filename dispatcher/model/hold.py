@@ -63,6 +63,20 @@ def first_to_end(one: Quiet | None, other: Quiet | None) -> Quiet | None:
     return min(one, other) if one is not None and other is not None else None
 
 
+def holder_text(reason: HoldReason, by: str, why: str = "") -> str:
+    """Return in words what holds a delivery, such as `silence 5f0c2a9d (maintenance)`.
+
+    `by`: `Delivery.held_by`. `why`: the silence's reason, if it is known.
+    """
+    match reason:
+        case HoldReason.SILENCE:
+            return f"silence {by} ({why})" if why else f"silence {by}"
+        case HoldReason.WINDOW:
+            return f"quiet hours of {by}"
+        case HoldReason.DIGEST:
+            return "its digest"
+
+
 class DigestOptions(NamedTuple):
     """When an address gets digests: the option `digest` of its contact."""
 

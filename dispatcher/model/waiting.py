@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from dispatcher.model.delivery import Delivery, State
-from dispatcher.model.hold import HoldReason
+from dispatcher.model.hold import HoldReason, holder_text
 from dispatcher.model.replica import Replica
 
 
@@ -52,20 +53,38 @@ class Wait:
     """The key of the earlier message of the thread; None in every other wait."""
     replicas: Sequence[str] = ()
     """The names of the replicas that send the delivery, or whose circuit breaker is open."""
+    held_by: str = ""
+    """The id of the silence or digest that holds the delivery, or whose quiet hours they are; empty in other waits."""
+
+
+class HoldingSilence(NamedTuple):
+    """What is said of a silence that holds deliveries."""
+
+    reason: str
+    ends_at: datetime
 
 
 def waits_for(
-    delivery: Delivery, *, now: datetime, earlier: str | None, paused: bool, replicas: Sequence[Replica]
+    delivery: Delivery,
+    *,
+    now: datetime,
+    earlier: str | None,
+    paused: bool,
+    replicas: Sequence[Replica],
+    silence: HoldingSilence | None = None,
 ) -> list[Wait]:
     """Return what the delivery waits for, the most important first; nothing if the delivery is finished.
 
     `earlier`: the key of the first waiting message of its thread, if the delivery has to wait for it. `paused`: its due
-    time is the end of its destination's pause. `replicas`: all replicas that the ledger knows.
+    time is the end of its destination's pause. `replicas`: all replicas that the ledger knows. `silence`: the silence that
+    holds it, if one does that the ledger still has.
     """
     if delivery.state is not State.WAITING:
         return []
     if delivery.hold is not None:  # nothing else matters until it is released
-        return [_held(delivery.hold, delivery.held_by, delivery.due_at)]
+        until = delivery.due_at if delivery.due_at > now else None
+        text = _held(delivery, delivery.hold, now, silence)
+        return [Wait(kind=WaitKind(delivery.hold), text=text, until=until, held_by=delivery.held_by)]
     if delivery.lease is not None and delivery.due_at > now:
         owner = delivery.lease.removesuffix(f":{delivery.channel}")
         return [
@@ -81,15 +100,15 @@ def waits_for(
     return found or [_worker(delivery.channel, serving)]
 
 
-def _held(hold: HoldReason, by: str, until: datetime) -> Wait:
-    match hold:
-        case HoldReason.SILENCE:
-            text = f"the end of silence {by}" if by else "the silences to be looked at"
-            return Wait(kind=WaitKind.SILENCE, text=text, until=until)
-        case HoldReason.WINDOW:
-            return Wait(kind=WaitKind.WINDOW, text=f"the end of the quiet hours of {by}", until=until)
-        case HoldReason.DIGEST:
-            return Wait(kind=WaitKind.DIGEST, text="the close of its digest", until=until)
+def _held(delivery: Delivery, hold: HoldReason, now: datetime, silence: HoldingSilence | None) -> str:
+    if not delivery.held_by:
+        return "its release, because a silence was changed"
+    holder = holder_text(hold, delivery.held_by, silence.reason if silence is not None else "")
+    if delivery.due_at <= now:
+        return f"its release by a replica, after {holder}"
+    if silence is not None and silence.ends_at <= now:
+        return f"other late messages of {holder}, which has ended"
+    return f"the end of {holder}"
 
 
 def _thread(earlier: str | None) -> Iterator[Wait]:

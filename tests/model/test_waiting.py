@@ -9,7 +9,7 @@ import pytest
 from dispatcher.model.delivery import Delivery, State
 from dispatcher.model.hold import HoldReason
 from dispatcher.model.replica import Replica, worker_id
-from dispatcher.model.waiting import Wait, WaitKind, waits_for
+from dispatcher.model.waiting import HoldingSilence, Wait, WaitKind, waits_for
 from tests.support.builders import NOW, SECOND, a_delivery, a_replica
 
 WELL, OTHER = a_replica("a:1"), a_replica("b:1")
@@ -39,14 +39,24 @@ def test_a_claimed_delivery_waits_for_the_replica_that_sends_it_and_for_nothing_
 
 def test_a_held_delivery_waits_for_the_end_of_its_hold_and_for_nothing_else() -> None:
     texts = {
-        (HoldReason.SILENCE, "5f0c"): "the end of silence 5f0c",
-        (HoldReason.SILENCE, ""): "the silences to be looked at",
-        (HoldReason.WINDOW, "contact ml"): "the end of the quiet hours of contact ml",
-        (HoldReason.DIGEST, "d1"): "the close of its digest",
+        (HoldReason.SILENCE, "5f0c"): "the end of silence 5f0c (maintenance)",
+        (HoldReason.SILENCE, ""): "its release, because a silence was changed",
+        (HoldReason.WINDOW, "contact ml"): "the end of quiet hours of contact ml",
+        (HoldReason.DIGEST, "d1"): "the end of its digest",
     }
+    silence = HoldingSilence("maintenance", LATER)
     for (hold, by), text in texts.items():
-        (wait,) = waits(a_delivery(hold=hold, held_by=by, due_at=LATER), OPEN, earlier="k", paused=True)
-        assert (wait.kind, wait.until, wait.text) == (WaitKind(hold), LATER, text)
+        held = a_delivery(hold=hold, held_by=by, due_at=LATER)
+        (wait,) = waits(held, OPEN, earlier="k", paused=True, silence=silence)
+        assert (wait.kind, wait.until, wait.text, wait.held_by) == (WaitKind(hold), LATER, text, by)
+
+    held = a_delivery(hold=HoldReason.SILENCE, held_by="5f0c", due_at=LATER)
+    (late,) = waits(held, silence=HoldingSilence("maintenance", NOW))
+    assert late.text == "other late messages of silence 5f0c (maintenance), which has ended"
+    (purged,) = waits(held)
+    assert purged.text == "the end of silence 5f0c"
+    (overdue,) = waits(held._replace(due_at=NOW), silence=silence)
+    assert (overdue.text, overdue.until) == ("its release by a replica, after silence 5f0c (maintenance)", None)
 
 
 def test_the_breaker_is_waited_for_only_where_it_is_open_in_every_replica_that_was_seen_lately() -> None:

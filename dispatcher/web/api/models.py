@@ -15,6 +15,7 @@ from dispatcher.ledger.records import Page, TimeBucket
 from dispatcher.model.delivery import DropReason, Kind, State
 from dispatcher.model.hold import HoldReason
 from dispatcher.model.replica import Replica
+from dispatcher.model.status import DeliveryStatus
 from dispatcher.model.waiting import WaitKind
 from dispatcher.operations import MAX_REASON
 
@@ -49,6 +50,15 @@ class WaitsFor(_Response):
     replicas: Annotated[
         Sequence[str], Field(description="The replicas that send the delivery, or whose circuit breaker is open.")
     ]
+    held_by: Annotated[str, Field(description="The silence's or digest's id, or whose quiet hours hold the delivery.")]
+
+
+class ToldBy(_Response):
+    """A message that tells of a delivery in its place."""
+
+    key: str
+    kind: Annotated[Kind, Field(description="`digest`, `summary`, or `notification` for a page that counts others.")]
+    status: DeliveryStatus
 
 
 class RuleRef(_Response):
@@ -90,6 +100,12 @@ class Delivery(_Response):
     fallback_for: Annotated[
         str, Field(description="The key of the dead delivery that it reports, or in whose place it is.")
     ]
+    status: Annotated[
+        DeliveryStatus,
+        Field(description="Its state; `held` if it waits and is held, `included` if another message tells of it."),
+    ]
+    holder: Annotated[str, Field(description="What holds it, or held it when it was dropped, in words.")]
+    told_by: Annotated[ToldBy | None, Field(description="The message of `included_in`.")]
     waits_for: Annotated[
         Sequence[WaitsFor], Field(description="What it waits for, the most important first; empty if it is finished.")
     ]
@@ -133,7 +149,7 @@ class DeliveryDetails(DeliveryWithHistory):
 
 
 class TerminalEvent(_Response):
-    """A terminal event, its verdict, and the number of its deliveries in each state."""
+    """A terminal event, its verdict, and the number of its deliveries with each status."""
 
     key: str
     execution: Execution
@@ -145,7 +161,7 @@ class TerminalEvent(_Response):
     reason: str
     cause: Annotated[str, Field(description="The fingerprint of its error; empty if it has no error.")]
     cause_name: Annotated[str, Field(description="A short name of the cause.")]
-    deliveries: Mapping[State, int]
+    deliveries: Mapping[DeliveryStatus, int]
 
 
 class Cause(_Response):

@@ -20,7 +20,7 @@ from channels.contract import Channel, ChannelType
 from dispatcher.clock import Clock
 from dispatcher.dry_run import DryRun
 from dispatcher.errors import Unavailable
-from dispatcher.explain import about_text, rules_among, rules_text
+from dispatcher.explain import about_text, decided_text, rules_among, rules_text, told_in_text
 from dispatcher.filters import Search
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import ExecutionId, shortened
@@ -133,6 +133,8 @@ class Console:
             "clock_time": clock_time,
             "field_time": lambda text: field_time(text, self.clock.now()),
             "about_text": about_text,
+            "decided_text": decided_text,
+            "told_in_text": told_in_text,
             "rules_among": rules_among,
             "rules_text": rules_text,
             "when": lambda at: when(at, self.clock.now()),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dispatcher.explain import delivery_data
 from dispatcher.filters import Search, unknown_names
 from dispatcher.ledger.records import Page
 from dispatcher.model.delivery import State
@@ -16,7 +16,8 @@ from dispatcher.web.console.base import Console, channel_choices, read_query
 _QUICK: tuple[tuple[str, dict[str, Any]], ...] = (
     ("All", {}),
     ("Dead", {"state": ["dead"]}),
-    ("Waiting", {"state": ["waiting"]}),
+    ("Waiting", {"state": ["waiting"], "held": False}),
+    ("Held", {"held": True}),
     ("Sent", {"state": ["sent"]}),
     ("Dropped", {"state": ["dropped"]}),
     ("Last hour", {"since": "1h"}),
@@ -36,11 +37,12 @@ async def get(console: Console, request: Request) -> Response:
         page = await console.ledger.queries.deliveries(wanted, limit=search.limit, after=after)
         if not page.entries:
             hints = await unknown_names(console.ledger, wanted, console.channel_types)
-        page = replace(page, entries=await console.ledger.queries.with_waits(page.entries, now=console.clock.now()))
+        entries = await console.ledger.queries.with_waits(page.entries, now=console.clock.now())
+        page = Page([delivery_data(entry) for entry in entries], page.after, page.cut)
     query = search.model_dump(exclude_defaults=True, exclude={"after"}, mode="json")
     criteria = {name: value for name, value in query.items() if name not in {"state", "limit"}}
     changed = request.query_params.get("changed", "")
-    states = {entry.delivery.state for entry in page.entries}
+    states = {entry["state"] for entry in page.entries}
     return console.render(
         request,
         "deliveries.html.j2",
