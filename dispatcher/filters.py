@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.records import Cursor
@@ -56,6 +56,15 @@ def _cause(text: str) -> str:
     if not re.fullmatch(r"v\d+:[0-9a-f]{16}", text):
         raise ValueError(f"a cause is given by its fingerprint, such as v1:5f0c2a9d81e4b637, not by {text!r}")
     return text
+
+
+def _true_or_false(given: Any) -> Any:
+    """Return the truth value that a text names, as a query has it. Raises ValueError if it names none."""
+    if not isinstance(given, str):
+        return given
+    if (value := {"true": True, "false": False}.get(given.lower())) is None:
+        raise ValueError(f"must be true or false, not {given!r}")
+    return value
 
 
 _State = Annotated[State, _one_of("state", State)]
@@ -115,7 +124,9 @@ class Criteria(_Parameters):
         Field(pattern=r"^[0-9a-f]{1,32}$", description="The key of a digest or summary: what it tells of."),
     ] = None
     held: Annotated[
-        bool | None, Field(description="true selects what a silence, quiet hours or a digest hold now, false the rest.")
+        StrictBool | None,
+        BeforeValidator(_true_or_false),
+        Field(description="true selects what a silence, quiet hours or a digest hold now, false the rest."),
     ] = None
     held_by: Annotated[
         _Text | None,
