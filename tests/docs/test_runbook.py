@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ ROUTE = {
     "match": {"phase": "TIMED_OUT", "labels": {"team": "ml"}},
     "notify": ["ml-team"],
 }
+QUIET = {"name": "at-night", "match": {"phase": "FAILED", "launch_plan": "nightly.*"}, "notify": ["night"]}
+IN_BURSTS = {"name": "bursts", "match": {"phase": "FAILED", "launch_plan": "burst.*"}, "notify": ["burst"]}
+IN_MAINTENANCE = {
+    "name": "upgrades",
+    "match": {"phase": "FAILED", "launch_plan": "upgrade.*"},
+    "notify": ["ml-team"],
+}
 TO_OWNER = {"name": "owners", "match": {"phase": "ABORTED"}, "notify": ["owner"]}
 ANSWERS = {
     "Why has jane got nothing since 9?": (JANE, "dead", "550"),
@@ -51,6 +59,10 @@ ANSWERS = {
     "Which executions failed last night?": ("a7failed", "a7quiet"),
     "How many reasons do these failures have?": ("FileNotFoundError:", "v1:", "a7quiet"),
     "Why was nobody notified of it?": ("options.disable_notifications is set",),
+    "Why was nobody notified during the maintenance?": ("a7upgrade", "held", "cluster upgrade", TEAM),
+    "What does this silence hold, and how do I end it now?": ("upgrade.*", "cluster upgrade", "1 delivery", TEAM),
+    "A digest came: which executions?": ("a7burst1", "a7burst2", "included"),
+    "Quiet hours held a message: until when, and how do I send it now?": ("a7night", "quiet hours of contact night"),
     "Whose notifications are switched off?": ("a7quiet", "options.disable_notifications"),
     "What did the provider answer?": ("550",),
     "What was given up, and why?": (JANE, "550"),
@@ -67,6 +79,7 @@ ANSWERS = {
 
 
 FOUND_A_PROBLEM = 1
+DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +125,17 @@ class BadDay:
 @asynccontextmanager
 async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
     (folder / "train.daily.yaml").write_text(yaml.safe_dump(PLAN))
-    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": [ROUTE, TO_OWNER]}))
+    (folder / "routes.yaml").write_text(yaml.safe_dump({"routes": [ROUTE, TO_OWNER, QUIET, IN_BURSTS, IN_MAINTENANCE]}))
+    days = f"{datetime.now(UTC) - DAY:%Y-%m-%d}..{datetime.now(UTC) + DAY:%Y-%m-%d}"
     async with MailReceiver(refuse={JANE: REFUSAL}) as relay:
         settings: dict[str, Any] = {
             "http": {"console": True},
             "rules": {"launch_plans": ["./train.daily.yaml"], "routes": ["./routes.yaml"]},
-            "contacts": {"ml-team": {"email": [TEAM]}},
+            "contacts": {
+                "ml-team": {"email": [TEAM]},
+                "night": {"email": ["night@example.com"], "quiet": {"dates": [days], "zone": "UTC"}},
+                "burst": {"email": ["burst@example.com"], "digest": {"after": 1, "every": "1s"}},
+            },
             "owners": {"map": {"jo": "ml-team"}},
             "channels": {
                 "email": {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "flyte@example.com"},
@@ -138,6 +156,15 @@ async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
             await publish_event(session, replica.url, unowned)
             await publish(session, replica.url, [("content-type", b"application/cloudevents+json")], b"{oops")
             api = f"{replica.url}/api/v1"
+            silence = {"match": {"launch_plan": "upgrade.*"}, "for": "1h", "reason": "cluster upgrade"}
+            async with session.post(f"{api}/silences/add", json=silence) as answer:
+                silenced = (await answer.json())["silence"]["id"]
+            for name, plan in (
+                ("a7upgrade", "upgrade.db"),
+                ("a7night", "nightly.sync"),
+                *((f"a7burst{number}", "burst.fan-out") for number in range(3)),
+            ):
+                await publish_event(session, replica.url, an_event(name=name, launch_plan=a_launch_plan(plan)))
             key = await settled(session, api)
             redrive = {"keys": [key], "reason": "the mailbox is back"}
             async with session.post(f"{api}/deliveries/redrive", json=redrive) as answer:
@@ -145,7 +172,16 @@ async def bad_day(folder: Path) -> AsyncIterator[BadDay]:
             await settled(session, api)
             async with session.get(f"{api}/rejected") as answer:
                 (rejected,) = (await answer.json())["entries"]
-            yield BadDay(config, replica.url, {"KEY": key, "ID": rejected["id"]})
+            digest = await until(lambda: a_digest_of(session, api))
+            keys = {"KEY": key, "ID": rejected["id"], "SILENCE": silenced, "DIGEST": digest}
+            yield BadDay(config, replica.url, keys)
+
+
+async def a_digest_of(session: aiohttp.ClientSession, api: str) -> str | None:
+    """The key of the digest that burst@example.com got; None if it got none yet."""
+    async with session.get(f"{api}/deliveries", params={"recipient": "burst@example.com"}) as answer:
+        found = [one["key"] for one in (await answer.json())["entries"] if one["kind"] == "digest"]
+    return found[0] if found else None
 
 
 async def publish_event(session: aiohttp.ClientSession, url: str, event: Event) -> None:

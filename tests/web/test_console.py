@@ -18,13 +18,14 @@ from playwright.async_api import Browser, Page, expect
 
 from dispatcher.ledger import Deed, Filter
 from dispatcher.model.delivery import State
+from dispatcher.model.hold import Quiet
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.rules.silences import test_of as matcher_test
-from tests.support.builders import a_digest, a_silence, members_of
+from tests.support.builders import a_delivery, a_digest, a_launch_plan, a_silence, an_event, members_of
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.console import DEAD, ConsoleServer, add_busy_day, add_replicas, serve_console
-from tests.support.ledger_steps import an_action, record_digest
+from tests.support.ledger_steps import an_action, record_digest, recorded
 from tests.support.pictures import check_picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'"
@@ -97,6 +98,9 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
         "routes": "/console/rules/routes",
         "owners": "/console/rules/owners",
         "digest": f"/console/deliveries/{await a_dead_digest(console)}",
+        "held": "/console/deliveries?held=true",
+        "held delivery": f"/console/deliveries/{await a_held_delivery(console)}",
+        "held execution": "/console/executions/flytesnacks/production/held",
         "silences": "/console/silences",
         "silence": f"/console/silences/{await a_silence_of(console, 'upgrade of the cluster')}",
         "add a silence": f"/console/silences/add?execution={failed.project}/{failed.domain}/{failed.name}",
@@ -124,6 +128,37 @@ async def a_dead_digest(console: ConsoleServer) -> str:
     digest = digest._replace(reason="Slack refused: is_archived")
     await record_digest(console.ledger, digest, *members_of(digest, 2), now=now)
     return digest.key
+
+
+async def a_held_delivery(console: ConsoleServer) -> str:
+    """Record a delivery that quiet hours hold. Return its key."""
+    now, event = console.clock.now(), an_event(name="held", launch_plan=a_launch_plan())
+    night = Quiet(now + timedelta(hours=9), "contact night-shift")
+    mail = a_delivery(event, to="night-shift@example.com", created_at=now, quiet=night)
+    await console.ledger.record([recorded(mail, event=event)], [], now=now)
+    return mail.key
+
+
+async def test_pages_say_what_holds_a_delivery_and_what_tells_of_it(console: ConsoleServer) -> None:
+    silence = await a_silence_of(console, "upgrade")
+    await console.finish("a1", launch_plan="upgrade")
+    execution = await html(console, "/console/executions/flytesnacks/production/a1")
+    assert "2 notifications, held" in execution
+    assert f'href="/console/silences/{silence}">the end of silence {silence} (upgrade)</a>' in execution
+    executions = " ".join((await html(console, "/console/executions")).split())
+    assert '<span class="badge held">held</span> 2' in executions
+    by_silence = await html(console, f"/console/deliveries?held_by={silence}&held=true")
+    assert by_silence.count("the end of silence") == 2
+    assert await html(console, "/console/deliveries?state=waiting&held=false") != by_silence
+
+    digest = await a_dead_digest(console)
+    (member, _) = (await console.ledger.queries.deliveries(Filter(included_in=digest), limit=2)).entries
+    for path in (f"?included_in={digest}", f"/{member.delivery.key}"):
+        shown = " ".join((await html(console, f"/console/deliveries{path}")).split())
+        assert f'Told of in <a href="/console/deliveries/{digest}">a digest</a>' in shown, path
+        assert '<span class="badge included">included</span>' in shown, path
+        assert '<span class="badge dead">dead</span>' in shown, path
+        assert '<span class="badge sent">' not in shown, path
 
 
 @needs_a_browser
@@ -404,8 +439,8 @@ async def test_a_digest_leads_to_what_it_tells_of_and_back(console: ConsoleServe
     assert f"""It tells of <a href="/console/deliveries?included_in={key}">2 other deliveries</a>""" in digest
     for path in ("/console/deliveries?state=dead", "/console/redrive?selected=1&key=" + key):
         assert """<span class="about">Digest</span>""" in await html(console, path), path
-    members = await html(console, f"/console/deliveries?included_in={key}")
-    assert members.count(f"""Told of in\n  <a href="/console/deliveries/{key}">a digest</a>""") == 2
+    members = " ".join((await html(console, f"/console/deliveries?included_in={key}")).split())
+    assert members.count(f"""Told of in <a href="/console/deliveries/{key}">a digest</a>""") == 2
     execution = await html(console, "/console/executions/flytesnacks/production/member0001")
     assert f"""<a href="/console/deliveries/{key}">a digest</a>""" in execution
     (member, _) = (await console.ledger.queries.deliveries(Filter(included_in=key), limit=2)).entries
