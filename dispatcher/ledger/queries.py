@@ -175,7 +175,8 @@ class Queries:
                 )
             ]
             done = (await connection.scalars(select(newest.c.done_at))).all()
-            oldest = select(at).where(of_state[State.WAITING], hold.is_(None)).order_by(at).limit(1)
+            never_held = (of_state[State.WAITING], deliveries.c.held_since.is_(None))
+            oldest = select(at).where(*never_held).order_by(at).limit(1)
             return LedgerStatus(
                 waiting=waiting,
                 held=held,
@@ -253,7 +254,8 @@ class Queries:
             ]
             for name in unfinished:
                 unheld = (channel == name, waiting, deliveries.c.hold.is_(None))
-                oldest[name] = await connection.scalar(select(at).where(*unheld).order_by(at).limit(1))
+                never_held = (*unheld, deliveries.c.held_since.is_(None))
+                oldest[name] = await connection.scalar(select(at).where(*never_held).order_by(at).limit(1))
                 due_rows = select(channel).where(*unheld, deliveries.c.due_at <= now)
                 counted = due_rows.limit(DUE_COUNTED).subquery()
                 due[name] = await connection.scalar(select(number).select_from(counted)) or 0

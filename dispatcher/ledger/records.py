@@ -183,7 +183,7 @@ class Backlog:
     """Numbers of one channel's waiting and dead deliveries. Held ones count in `held` alone."""
 
     oldest: datetime | None = None
-    """When the oldest waiting delivery was created."""
+    """When the oldest waiting delivery that was never held was created: the time in a hold is no delay."""
     waiting: int = 0
     due: int = 0
     """Number of waiting deliveries that are due and not in flight, counted up to `queries.DUE_COUNTED`."""
@@ -409,7 +409,7 @@ class LedgerStatus:
     rejected: Count
     """Number of rejected messages that were not replayed. Only the newest `queries.MAX_COUNT` rejected messages are counted."""
     oldest_waiting: datetime | None
-    """When the oldest waiting delivery that is not held was created."""
+    """When the oldest waiting delivery that was never held was created."""
     newest_event: datetime | None
     """When the newest event was recorded."""
 

@@ -282,7 +282,9 @@ class Metrics:
             "deliveries_dead", "Dead deliveries that were not redriven, dismissed or purged.", "channel"
         )
         self._oldest_waiting = self._gauge(
-            "oldest_waiting_seconds", "Age of the oldest waiting delivery; 0 if none is waiting.", "channel"
+            "oldest_waiting_seconds",
+            "Age of the oldest waiting delivery that was never held; 0 if none is waiting.",
+            "channel",
         )
         self._open_breakers = self._gauge(
             "destination_breakers_open",

@@ -6,11 +6,11 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from dispatcher.ledger import Backlog, Ledger
+from dispatcher.ledger import Backlog, Deed, Filter, Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.hold import Quiet
 from tests.support.builders import NOW, SECOND, a_delivery
-from tests.support.ledger_steps import MINUTE, claim, recorded
+from tests.support.ledger_steps import MINUTE, an_action, claim, recorded
 from tests.support.ledgers import captured_statements
 
 
@@ -29,6 +29,11 @@ async def test_the_backlog_counts_waiting_due_and_dead_deliveries_by_channel(led
     }
     status = await ledger.queries.status()
     assert (status.waiting.number, status.held.number, status.oldest_waiting) == (4, 1, NOW - MINUTE)
+
+    assert await ledger.change(Filter(keys=["h"]), an_action(Deed.RETRY_NOW)) == 1
+    released = (await ledger.queries.backlog(now=NOW + SECOND))["slack"]
+    assert released == Backlog(oldest=NOW - MINUTE, waiting=2, due=2, dead=1), "its time in the hold is no delay"
+    assert (await ledger.queries.status()).oldest_waiting == NOW - MINUTE
     assert (await ledger.queries.backlog(now=NOW + MINUTE))["email"].due == 2
 
 

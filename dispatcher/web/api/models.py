@@ -453,7 +453,7 @@ class Status(_Response):
         BoundedCount, Field(description="Messages that were not replayed, among the newest 10,000 rejected ones.")
     ]
     oldest_waiting: Annotated[
-        datetime | None, Field(description="When the oldest waiting delivery that is not held was created.")
+        datetime | None, Field(description="When the oldest waiting delivery that was never held was created.")
     ]
     newest_event: Annotated[datetime | None, Field(description="When the newest event was recorded.")]
 
