@@ -143,7 +143,7 @@ async def test_pages_say_what_holds_a_delivery_and_what_tells_of_it(console: Con
     silence = await a_silence_of(console, "upgrade")
     await console.finish("a1", launch_plan="upgrade")
     execution = await html(console, "/console/executions/flytesnacks/production/a1")
-    assert "2 notifications, held" in execution
+    assert '<p class="verdict not-sent"><strong>2 notifications, held</strong>' in execution
     assert f'href="/console/silences/{silence}">the end of silence {silence} (upgrade)</a>' in execution
     executions = " ".join((await html(console, "/console/executions")).split())
     assert '<span class="badge held">held</span> 2' in executions
