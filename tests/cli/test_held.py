@@ -39,8 +39,7 @@ class Held:
         """Record a failure of this execution with one mail."""
         at = self.now - ago
         event = an_event(name=name, launch_plan=a_launch_plan(name)).model_copy(update={"occurred_at": at})
-        times = dict.fromkeys(("occurred_at", "created_at", "due_at", "retry_window_start"), at)
-        mail = a_delivery(event, to=to, **times, **fields)
+        mail = a_delivery(event, to=to, occurred_at=at, created_at=at, due_at=at, **fields)
         self.keys[name] = mail.key
         await self.ledger.record([replace(recorded(mail, event=event), silences=silences)], [], now=at)
 
