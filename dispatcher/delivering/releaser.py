@@ -121,6 +121,7 @@ class Releaser:
             silences=book.version,
             pages=target.channel in self.planner.paging,
             zone=self.planner.contacts.options(*target).timezone or self.default_zone,
+            digest=self.planner.digest(*target),
         )
         released = await self.ledger.releases.release(ended, now=now)
         self._failed.discard(target)

@@ -72,7 +72,7 @@ def _close(
     longest: timedelta,
 ) -> Closed | None:
     states = Digests(connection, now)
-    states.lock(others=[target])
+    states.lock({}, others=[target])
     state = states[target]
     if state is None or state.closes_at is None or state.closes_at > now:
         return None  # another replica was faster

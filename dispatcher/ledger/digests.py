@@ -38,13 +38,12 @@ class Digests:
         self._loaded: dict[Target, DigestState] = {}
         self._changed: set[Target] = set()
 
-    def lock(self, planned: Iterable[Delivery] = (), others: Iterable[Target] = ()) -> None:
+    def lock(self, options: Mapping[Target, DigestOptions], others: Iterable[Target] = ()) -> None:
         """Read the digests that messages may join, and lock their rows until the transaction ends.
 
-        `planned`: new deliveries; the options of their contacts hold from now on. `others`: addresses that may have
+        `options`: the options of some addresses' contacts, which hold from now on. `others`: addresses that may have
         digests. Call it once: every transaction locks rows in the same order, which prevents deadlocks.
         """
-        options = {_target(one): one.digest for one in planned if one.digest is not None and len(one.addresses) == 1}
         new = [
             DigestState(channel=channel, address=address, options=given)
             for (channel, address), given in sorted(options.items())
@@ -126,6 +125,11 @@ class Digests:
         self[target] = state = state.opened(told_in, self._now)
         hold = state.hold
         return notice if hold is None else held(notice, hold, self._now)
+
+
+def options_of(planned: Iterable[Delivery]) -> dict[Target, DigestOptions]:
+    """Return the options of the contacts of new deliveries' addresses, which get digests."""
+    return {_target(one): one.digest for one in planned if one.digest is not None and len(one.addresses) == 1}
 
 
 def _target(delivery: Delivery) -> Target:

@@ -16,7 +16,7 @@ from channels.contract import Content
 from dispatcher.ledger import owners
 from dispatcher.ledger.claim import lease_held
 from dispatcher.ledger.column_types import EncodedJson, to_json
-from dispatcher.ledger.digests import Digests, told_of
+from dispatcher.ledger.digests import Digests, options_of, told_of
 from dispatcher.ledger.fired import with_fired_routes
 from dispatcher.ledger.holds import HeldFailures, subject_of, unless_resolved, with_holds
 from dispatcher.ledger.places import Place, by_place, places, without
@@ -134,7 +134,7 @@ def _add_deliveries(
         if entry.version
     }
     digests = Digests(connection, now)
-    digests.lock(planned, told_of(connection, known.open_since(successes)))
+    digests.lock(options_of(planned), told_of(connection, known.open_since(successes)))
     members = partial(digests.admitted, unless_resolved=lambda one: unless_resolved(known, one, now))
     failures = members(one for one in planned if one.thread or one.subject)
     # If the batch has a success, failures are inserted first, so that `record_success` finds the failures' threads.

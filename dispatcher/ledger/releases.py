@@ -26,7 +26,7 @@ from dispatcher.ledger.silence_lock import require_version
 from dispatcher.ledger.statements import among
 from dispatcher.model.delivery import Delivery, DropReason, Kind, State
 from dispatcher.model.event import Event
-from dispatcher.model.hold import Hold, HoldReason, holder_text
+from dispatcher.model.hold import DigestOptions, Hold, HoldReason, holder_text
 from dispatcher.model.phase import Phase
 
 # Key of the PostgreSQL advisory lock that lets only one replica release at a time. It spells "release" in ASCII. SQLite
@@ -50,6 +50,8 @@ class Ended:
     """True if the channel's messages page people."""
     zone: tzinfo
     """The time zone of the address."""
+    digest: DigestOptions | None = None
+    """The digest options of the address's contact; None if it has no digests now."""
 
 
 class Releases:
@@ -131,7 +133,7 @@ def _release(connection: Connection, *, ended: Ended, now: datetime, longest: ti
         return None
     require_version(connection, ended.silences)
     digests = Digests(connection, now)
-    digests.lock(others=[ended.target])
+    digests.lock({ended.target: ended.digest} if ended.digest is not None else {})
     rows = connection.execute(_LOCKED, {"keys": [*ended.covers], "now": now})
     held = [_held(row, ended.covers[row.key]) for row in rows]
     released = release(held, now=now, longest=longest, pages=ended.pages, zone=ended.zone)

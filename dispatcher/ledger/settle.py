@@ -18,7 +18,7 @@ from dispatcher.holding.covering import at_recording, may_be_held, undecided
 from dispatcher.holding.silences import LONGEST
 from dispatcher.ledger import owners
 from dispatcher.ledger.destination_state import DestinationStates
-from dispatcher.ledger.digests import Digests
+from dispatcher.ledger.digests import Digests, options_of
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.record import insert_deliveries
 from dispatcher.ledger.records import Settlement
@@ -154,7 +154,7 @@ def _follow_ups(connection: Connection, settlements: Sequence[Settlement], longe
     may_be_silenced = [one for one in planned if one.attempt == 0 and one.event and may_be_held(one)]
     covered = may_be_silenced if may_be_silenced and any_may_cover(connection, now - longest) else []
     digests = Digests(connection, now)
-    digests.lock(planned)
+    digests.lock(options_of(planned))
     planned = [
         part
         for one in planned

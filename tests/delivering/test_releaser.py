@@ -152,7 +152,7 @@ def fate(one: Delivery) -> str:
 
 async def test_what_a_silence_releases_goes_through_the_digest_which_the_releaser_closes(ledger: Ledger) -> None:
     await hold(ledger, "a", "b", "c", "d", then=Then.SEND, digest=DIGEST)
-    releaser = a_releaser(ledger)
+    releaser = a_releaser(ledger, digest=DIGEST)
     await releaser.release_due()
     every = await found(ledger)
     assert sorted(map(fate, every.values())) == ["digest", "digest", "goes", "goes"]
@@ -178,7 +178,7 @@ async def test_what_a_summary_would_tell_of_joins_an_open_digest(ledger: Ledger)
     await hold(ledger, "a", "b", digest=DIGEST)
     live = [a_delivery(an_event(name=name), to="x@x.com", digest=DIGEST) for name in ("l", "m", "n")]
     await ledger.record([recorded(one, event=an_event(name=one.event.split("/")[2])) for one in live], [], now=NOW)
-    releaser = a_releaser(ledger)
+    releaser = a_releaser(ledger, digest=DIGEST)
     await releaser.release_due()
     every = await found(ledger)
     assert {name: fate(one) for name, one in every.items()} == {
@@ -198,11 +198,23 @@ async def test_what_a_summary_would_tell_of_joins_an_open_digest(ledger: Ledger)
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 async def test_a_summary_counts_as_one_message_of_the_digest(ledger: Ledger) -> None:
     await hold(ledger, "a", "b", digest=DIGEST)
-    await a_releaser(ledger).release_due()
+    await a_releaser(ledger, digest=DIGEST).release_due()
     live = [a_delivery(an_event(name=name), to="x@x.com", digest=DIGEST) for name in ("l", "m")]
     await ledger.record([recorded(one, event=an_event(name=one.event.split("/")[2])) for one in live], [], now=NOW)
     every = await found(ledger)
     assert [fate(every[name]) for name in ("a", "summary x@x.com", "l", "m")] == ["silence", "goes", "goes", "digest"]
+
+
+async def test_what_is_released_goes_through_the_digests_that_its_contact_has_now(ledger: Ledger) -> None:
+    for to in ("x@x.com", "y@x.com"):
+        await hold(ledger, *(f"{to}{number}" for number in range(3)), to=to, then=Then.SEND)
+    live = [a_delivery(an_event(name=name), to="y@x.com", digest=DIGEST) for name in ("l", "m", "n")]
+    await ledger.record([recorded(one, event=an_event(name=one.event.split("/")[2])) for one in live], [], now=NOW)
+    await a_releaser(ledger, digest=DIGEST).release_due()  # only the contact of x@x.com has digests now
+    every = await found(ledger)
+    fates = {to: sorted(fate(one) for name, one in every.items() if name.startswith(to)) for to in "xy"}
+    assert fates == {"x": ["digest", "goes", "goes"], "y": ["goes", "goes", "goes"]}
+    assert fate(every["n"]) == "digest"
 
 
 async def test_a_planned_silence_begins_by_itself_and_when_it_is_ended_early_what_it_held_goes_out(

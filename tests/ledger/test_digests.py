@@ -142,7 +142,7 @@ async def test_a_notice_that_silences_hold_first_goes_through_the_digest_when_it
     ]
     await ledger.settle(settlement(dying, Dead("refused"), *(one._replace(event=dying.event) for one in notices)))
     (target,) = await ledger.releases.due(now=NOW + MINUTE)
-    ended = Ended(target=target, covers={"first": [], "second": []}, silences=1, pages=False, zone=UTC)
+    ended = Ended(target=target, covers={"first": [], "second": []}, silences=1, pages=False, zone=UTC, digest=options)
     await ledger.releases.release(ended, now=NOW + MINUTE)
     by_key = {one.delivery.key: one.delivery for one in await ledger.history.find(Filter(), limit=9)}
     assert (fate(by_key["first"]), by_key["second"].hold) == ("at once", HoldReason.DIGEST)
