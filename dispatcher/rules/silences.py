@@ -26,13 +26,13 @@ class SilenceBook:
     version: int = 0
     """How often silences had been changed. The ledger records nothing that was matched by another version."""
     silences: Sequence[Silence] = ()
-    _index: Index[Silence] = field(init=False, repr=False, compare=False)
+    _index: Index[tuple[Silence, Matcher]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         readable = []
         for silence in self.silences:
             if (matcher := matcher_of(silence)) is not None:
-                readable.append((matcher, silence))
+                readable.append((matcher, (silence, matcher)))
             else:
                 log.error("a newer version wrote this silence, so this version holds nothing by it", silence=silence.id)
         object.__setattr__(self, "_index", Index(readable))
@@ -41,14 +41,14 @@ class SilenceBook:
         """Return the silences whose matcher holds for the event. None holds for a canary event."""
         if not self.silences or event.is_canary:
             return ()
-        return tuple(silence for silence, tests in self._index.candidates(event) if all_hold(tests, event))
+        return tuple(silence for (silence, _), tests in self._index.candidates(event) if all_hold(tests, event))
 
     def lacks_facts(self, event: Event) -> bool:
         """True if it isn't known whether a silence is for the event, because the event lacks facts that FlyteAdmin has."""
         if not self.silences or event.is_canary or event.looked_up:
             return False
         unknown = (all_hold(tests, event) is None for _, tests in self._index.candidates(event))
-        return any(unknown) or any(True for _ in self._index.undecidable(event))
+        return any(unknown) or any(matcher.holds(event) is None for _, matcher in self._index.undecidable(event))
 
 
 @dataclass(slots=True)

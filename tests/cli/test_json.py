@@ -56,7 +56,7 @@ async def test_findings_and_problems_say_which_part_they_are_about(tmp_path: Pat
         "templates": "ok",
     }
     made = await _data("templates", "init", str(own), "--channel", "slack")
-    assert made == {"files": [str(own / "slack" / "message.yaml")]}
+    assert made == {"files": [str(own / "slack" / name) for name in ("message.yaml", "summary.yaml")]}
     assert await _data("templates", "lint", str(own)) == {"problems": []}
 
     (own / "slack" / "message.yaml").write_text("text: '{{ wat }}'")
