@@ -40,7 +40,7 @@ audit: $(VENV)/.test ## secrets in committed files; known vulnerabilities of the
 test-broker: $(VENV)/.test ## the broker tests with Apache Kafka (make test may use a lighter broker)
 	BROKER=apache $(BIN)/python -m pytest -m "broker and not faults" tests $(PYTEST_ARGS)
 
-test-faults: $(VENV)/.test ## the fault tests: kills, restarts, outages and a soak test, twenty minutes in all
+test-faults: $(VENV)/.test ## the fault tests: kills, restarts, outages, a storm, a night and a soak test, half an hour in all
 	BROKER=apache $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_ARGS)
 
 bench: $(VENV)/.test ## all benchmarks, about 25 minutes on a quiet machine (ONLY="mail start" for some, AGAINST=REVISION)

@@ -75,7 +75,7 @@ async def test_one_summary_tells_of_the_night_and_each_launch_plan_that_still_fa
             for replica in two:
                 await replica.stop()
         figures(
-            f"{FAILURES} failures in the night, {RESOLVED} of them resolved by the morning: {dict(states)};"
+            f"{FAILURES} failures in the night, {RESOLVED} of them resolved by the morning: { ({str(state): number for state, number in states.items()}) };"
             f" {dict(in_the_morning)} within {seconds:.1f} s"
         )
     assert in_the_morning == {"Mail": 1, "SlackMessage": 1, "Incident": STILL_FAIL}

@@ -208,6 +208,9 @@ class Holding(RuleBasedStateMachine):
             event = event.model_copy(update={"occurred_at": occurred})
             message = write(event, Format.NATIVE)
             messages.append((message.headers, message.value, "here"))
+            for place in WHOM.get((plan, phase), ()):
+                if (digest := VERSIONS[self.version].digests.get(place)) is not None:
+                    self.model.wants(place, digest)
             succeeded, notified = phase is Phase.SUCCEEDED, list[Place]()
             if succeeded:
                 notified = self.model.succeed(name, plan, occurred, started)

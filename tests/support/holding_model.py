@@ -126,9 +126,11 @@ class Burst:
     closes: datetime | None = None
     opened: int = 0
     """How many digests have opened."""
+    quiet: bool = False
+    """True if quiet hours hold the open digest."""
 
     def open(self, now: datetime) -> None:
-        self.opened, self.at_once, self.closes = self.opened + 1, [], now + self.options.every
+        self.opened, self.at_once, self.closes, self.quiet = self.opened + 1, [], now + self.options.every, False
 
 
 @dataclass(eq=False)
@@ -147,11 +149,13 @@ class Model:
 
     # -- events
 
+    def wants(self, place: Place, digest: DigestOptions) -> None:
+        """Note the options of a place's contact, which a new message has."""
+        self.bursts.setdefault(place, Burst(digest)).options = digest
+
     def record(self, one: Told, digest: DigestOptions | None) -> None:
         """Record a failure, or a success that somebody is told of. `digest`: the options of the place's contact."""
         self.messages.append(one)
-        if digest is not None:
-            self.bursts.setdefault(one.place, Burst(digest)).options = digest
         if not self._hold(one, [*self._covers(one), *self._quiet(one)]) and digest is not None:
             self._join(one)
         if one.kind == FAILURE and one.place.threads and one.state == "waiting":
@@ -236,6 +240,8 @@ class Model:
         if burst.closes is None and one.kind != RESOLVED and len(recent) < burst.options.after:
             burst.at_once = [*recent, self.now]
             return
+        if burst.quiet and burst.closes is not None and self.now < burst.closes and one.kind != RESOLVED:
+            return  # no quiet hours hold the message itself
         one.hold, one.then, one.since = "digest", Then.SUMMARY, one.since or self.now
         if self._unless_resolved(one):
             if burst.closes is not None:
@@ -331,12 +337,12 @@ class Model:
         members = [one for one in self.messages if one.held and one.hold == "digest" and one.place == place]
         digest = Told(DIGEST, place, self.now)
         if not members:
-            burst.closes, burst.at_once = None, []
+            burst.closes, burst.at_once, burst.quiet = None, [], False
             return
         latest = min(one.since or self.now for one in members) + self.longest
         until = min([latest, *(hold.until for hold in self._quiet(digest))]) if self.quiet(digest) else self.now
         if until > self.now:
-            burst.closes = until
+            burst.closes, burst.quiet = until, True
             for one in members:
                 one.due = until
             return
