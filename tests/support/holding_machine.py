@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, seed, settings
+from hypothesis import Phase as HypothesisPhase
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -30,7 +31,7 @@ from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Deed, Filter
 from dispatcher.ledger.schema import deliveries
 from dispatcher.model.delivery import SUMMARIES, Kind, State
-from dispatcher.model.hold import Then
+from dispatcher.model.hold import DigestOptions, Then
 from dispatcher.model.phase import Phase
 from dispatcher.rules.silences import test_of as matcher_test
 from tests.support.builders import NOW, a_launch_plan, a_silence, an_event
@@ -87,7 +88,7 @@ class Holding(RuleBasedStateMachine):
         self.url = f"sqlite+aiosqlite:///{self.folder}/ledger.db"
         self.engine = create_engine(f"sqlite:///{self.folder}/ledger.db")
         self.clock, self.provider, self.version = ManualClock(), Provider(), 0
-        self.model = Model(NOW, LONGEST, self._quiet)
+        self.model = Model(NOW, LONGEST, self._quiet, self._digests)
         self.begun: set[str] = set()
         self.events = 0
         self.replicas = [self._replica() for _ in range(2)]
@@ -109,6 +110,9 @@ class Holding(RuleBasedStateMachine):
         while ends := [(end, name) for name, each in given if each and (end := in_force(each, now))]:
             now, by = ends[0]
         return Ending(now, "window", by, Then.SUMMARY) if by else None
+
+    def _digests(self, place: Place) -> DigestOptions | None:
+        return VERSIONS[self.version].digests.get(place)
 
     # -- time and processes
 
@@ -209,8 +213,7 @@ class Holding(RuleBasedStateMachine):
             message = write(event, Format.NATIVE)
             messages.append((message.headers, message.value, "here"))
             for place in WHOM.get((plan, phase), ()):
-                if (digest := VERSIONS[self.version].digests.get(place)) is not None:
-                    self.model.wants(place, digest)
+                self.model.has_digests(place)
             succeeded, notified = phase is Phase.SUCCEEDED, list[Place]()
             if succeeded:
                 notified = self.model.succeed(name, plan, occurred, started)
@@ -219,7 +222,7 @@ class Holding(RuleBasedStateMachine):
                     one = Told(
                         SUCCESS if succeeded else FAILURE, place, now, name, plan, occurred, possible(occurred, now)
                     )
-                    self.model.record(one, VERSIONS[self.version].digests.get(place))
+                    self.model.record(one)
         for copy in (which, 1 - which) if twice else (which,):
             result = self._await(self.replicas[copy].intake.ingest(messages))
             assert not result.rejected, result.rejected
@@ -382,6 +385,7 @@ def compare_with_model(*, stories: int, steps: int, chosen_by: int | None = None
         max_examples=stories,
         stateful_step_count=steps,
         derandomize=chosen_by is None,
+        phases=(HypothesisPhase.generate,) if chosen_by is None else (HypothesisPhase.generate, HypothesisPhase.shrink),
         deadline=None,
         database=None,
         suppress_health_check=[*HealthCheck],

@@ -141,6 +141,8 @@ class Model:
     longest: timedelta
     quiet: Callable[[Told], Ending | None]
     """The quiet hours that hold a message now."""
+    digests: Callable[[Place], DigestOptions | None]
+    """The digests that the place's contact has now."""
     messages: list[Told] = field(default_factory=list)
     silences: list[Silenced] = field(default_factory=list)
     bursts: dict[Place, Burst] = field(default_factory=dict)
@@ -149,14 +151,17 @@ class Model:
 
     # -- events
 
-    def wants(self, place: Place, digest: DigestOptions) -> None:
-        """Note the options of a place's contact, which a new message has."""
-        self.bursts.setdefault(place, Burst(digest)).options = digest
+    def has_digests(self, place: Place) -> bool:
+        """Note which digests the place's contact has now, before a message. Returns True if it has any."""
+        digest = self.digests(place)
+        if digest is not None:
+            self.bursts.setdefault(place, Burst(digest)).options = digest
+        return digest is not None
 
-    def record(self, one: Told, digest: DigestOptions | None) -> None:
-        """Record a failure, or a success that somebody is told of. `digest`: the options of the place's contact."""
+    def record(self, one: Told) -> None:
+        """Record a failure, or a success that somebody is told of."""
         self.messages.append(one)
-        if not self._hold(one, [*self._covers(one), *self._quiet(one)]) and digest is not None:
+        if not self._hold(one, [*self._covers(one), *self._quiet(one)]) and self.has_digests(one.place):
             self._join(one)
         if one.kind == FAILURE and one.place.threads and one.state == "waiting":
             self.open_since[one.plan] = min(one.at, self.open_since.get(one.plan, one.at))
@@ -291,7 +296,7 @@ class Model:
                 self._close(place, burst)
 
     def _release(self, place: Place, due: list[Told]) -> None:
-        going, gathered = list[Told](), list[Told]()
+        going, gathered, joins = list[Told](), list[Told](), self.has_digests(place)
         for one in due:
             in_force = {silence.name for silence in self.silences if silence.in_force(self.now)}
             holds = [*(hold for hold in self._covers(one) if hold.by in in_force), *self._quiet(one)]
@@ -316,14 +321,14 @@ class Model:
             gathered = []
         for one in sorted(going, key=lambda one: one.order):
             one.go(self.now)
-            if place in self.bursts:
+            if joins:
                 self._join(one)
         if gathered:
             self._summarize(place, gathered)
 
     def _summarize(self, place: Place, gathered: list[Told]) -> None:
         summary = Told(SUMMARY, place, self.now, since=min(one.since or self.now for one in gathered))
-        if place in self.bursts:
+        if self.has_digests(place):
             self._join(summary)
         for one in gathered:
             if summary.hold:
