@@ -383,7 +383,7 @@ class Model:
             last = [other.at for other in thread if other.kind == RESOLVED and other.known and other.at <= one.at]
             resolved = [other for other in failures if max(last, default=other.at) <= other.at <= one.at]
             told = [other.teller for other in resolved if other.teller is not None]
-            told_by_another = bool(told) and not told[-1].event
+            told_by_another = bool(told) and not told[-1].event and told[-1].state in {"sent", "waiting"}
             if not any(other.state == "sent" for other in resolved) and not told_by_another:
                 one.drop("nothing_sent")
             elif any(other.known and other.at >= one.at for other in failures):
