@@ -201,7 +201,10 @@ class Model:
         resolved = [one.at for one in thread if one.kind == RESOLVED and (one.state == "waiting" or one.known)]
         failures = [one for one in thread if one.kind == FAILURE and one.at >= max(resolved, default=one.at)]
         singly = any(one.state == "sent" or one.goes for one in failures)
-        return not singly and any(one.teller is not None and one.teller.kind == DIGEST for one in failures)
+        return not singly and any(
+            one.teller is not None and one.teller.kind == DIGEST and one.teller.state in {"sent", "waiting"}
+            for one in failures
+        )
 
     # -- holds
 
