@@ -133,7 +133,8 @@ def rules_among(delivery: Mapping[str, Any], rules: Sequence[Mapping[str, Any]])
     found: list[int | str] = []
     recipients = {recipient.casefold() for recipient in delivery["recipients"]}
     for ref in delivery["rules"]:
-        places = [(number, rule) for number, rule in enumerate(rules, start=1) if refers_to(rule, ref)]
+        here = [(number, rule) for number, rule in enumerate(rules, start=1) if rule["defined_at"] == ref["defined_at"]]
+        places = [one for one in here if refers_to(one[1], ref)] or here  # none: notified instead of the owner
         naming = [number for number, rule in places if recipients & {one.casefold() for one in rule["recipients"]}]
         of_contacts = [number for number, rule in places if not rule["channel"]]
         found += naming or of_contacts or [number for number, _ in places[:1]] or [str(RuleRef(**ref))]

@@ -163,8 +163,9 @@ class Trial:
         was: Sequence[Rule] = ()
         rules: Sequence[Rule] = ()
         at = event.occurred_at
-        if flytes.verdict not in {Verdict.DISABLED, Verdict.TOO_MANY_RULES}:
+        if before.records(event, flytes):
             was, _ = before.apply(event, flytes.matched, at)
+        if self._tried.records(event, flytes):
             rules = self._by_routes(event, flytes.matched, at)
         self._add(event, self._recipients(event, was, at), self._recipients(event, rules, at), at)
 

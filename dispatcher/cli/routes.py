@@ -60,8 +60,8 @@ def lint(config: Config = None, as_json: AsJson = False) -> None:
     """Find what is wrong with routes and contacts: routes that can't match or are never reached, recipients that no
     channel can reach, contacts that nobody uses, and quiet hours and digests without effect.
 
-    Prints each problem with file and line. Exit status 1 if there is a problem. A contact that rules in FlyteAdmin may
-    name, and quiet hours whose dates are over, are only warnings.
+    Prints each problem with file and line. Exit status 1 if there is a problem. A contact that something outside the
+    files may name, such as a rule in FlyteAdmin, and quiet hours whose dates are over, are only warnings.
     """
     from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load

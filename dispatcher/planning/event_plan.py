@@ -6,10 +6,10 @@ its recipients, and gets the highest severity that one of them gives.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from channels.contract import UnknownRecipient
@@ -84,20 +84,31 @@ class EventPlan:
     def __post_init__(self) -> None:
         self._event = self.event.key
 
-    def add_rules(self, rules: Sequence[Rule], only: AbstractSet[RuleRef] = frozenset()) -> None:
-        """Add the deliveries that the matched rules ask for. `only`: add those to whom one of these rules names."""
-        named: dict[tuple[str, str], _Named] = {}
-        for place, rule in enumerate(rules):
+    def add_rules(
+        self, rules: Sequence[Rule], beside: Mapping[Hashable, Named] = MappingProxyType({}), first: int = 0
+    ) -> None:
+        """Add the deliveries that the matched rules ask for.
+
+        `beside`: whom rules before these name (`named_by`), and `first` their number. Whom these rules name too, these
+        rules' deliveries notify for both.
+        """
+        self._add_messages(self.named_by(rules, beside, first).values())
+
+    def named_by(
+        self, rules: Sequence[Rule], beside: Mapping[Hashable, Named] = MappingProxyType({}), first: int = 0
+    ) -> dict[Hashable, Named]:
+        """Return whom the rules name, each address once. `beside`, `first`: as in `add_rules`."""
+        named: dict[Hashable, Named] = {}
+        for place, rule in enumerate(rules, start=first):
             for channel, recipient in self.planner.recipients(rule):
                 one = self._named(channel, recipient)
                 if (earlier := named.get(one.key)) is None:
                     one.place, one.template = place, rule.notification.template
                     before = beside.get(one.key)
-                    earlier = one if before is None else replace(before, causes=dict(before.causes))
+                    earlier = one if before is None else replace(before, rules=dict(before.rules))
                     named[one.key] = earlier
                 earlier.name(rule)
-        wanted = named.values()
-        self._add_messages([one for one in wanted if not only.isdisjoint(one.rules)] if only else wanted)
+        return named
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
         """Add deliveries on the fallback channel, for those of the delivery's recipients that this channel knows."""
@@ -198,7 +209,7 @@ class EventPlan:
         one.quiet_hours = self.planner.quiet_hours(channel, address, one.severity, one.rules.values())
         one.digest = self.planner.digest(channel, address)
 
-    def _shared_by(self, one: _Named) -> Hashable:
+    def _shared_by(self, one: Named) -> Hashable:
         """Return what those have in common who share a message."""
         channel, recipient, _ = one.target
         if one.undeliverable or channel not in self.planner.grouped or one.quiet_hours or one.digest:

@@ -99,9 +99,13 @@ class Planner:
         `routes`: the rules of each route. A delivery also lists the matched rules that name its recipients, and has the
         highest severity that one of them gives.
         """
-        event_plan = EventPlan(self, event, now)
-        event_plan.add_rules([*rules, *route], only={rule.ref for rule in route})
-        return self._with_fallback_notices(event_plan)
+        named = EventPlan(self, event, now).named_by(rules)
+        planned = []
+        for route in routes:
+            event_plan = EventPlan(self, event, now)
+            event_plan.add_rules(route, named, len(rules))
+            planned.append(self._with_fallback_notices(event_plan))
+        return planned
 
     def streak(self, event: Event, routes: Sequence[StreakRoute], *, now: datetime) -> StreakEvent | None:
         """Return what the event means for its launch plan's streak; None if nothing, or if it does not name the launch

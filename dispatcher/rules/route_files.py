@@ -237,6 +237,15 @@ def _quiet(text: _RouteText, names: Names) -> QuietHours | None:
     return quiet
 
 
+def _invalid(error: ValidationError) -> _Refused:
+    """Return the first problem; an unknown option goes before others, because a wrong name makes an option missing too."""
+    problems = error.errors(include_url=False, include_context=False)
+    unknown = next((one for one in problems if one["type"] == "extra_forbidden"), None)
+    if unknown is None:
+        return _Refused(sentence(problems[0]), problems[0]["loc"])
+    return _Refused(sentence(unknown), unknown["loc"], partial(option_hint, unknown["loc"], _RouteText))
+
+
 def _with_phase(item: Any) -> Any:
     """Return the route with the phase that `on` stands for. Raises _Refused if it names a phase too."""
     match = item.get("match") if isinstance(item, dict) and item.get("on") == "resolved" else None

@@ -46,7 +46,7 @@ def lint(settings: Settings, today: date) -> Iterator[LintFinding]:
     for name in _without_digests(planner):
         message = f"contacts.{name}.digest: it has no effect: all channels of the contact page, and have no digests"
         yield LintFinding(settings.located(message))
-    unseen = "; ".join(_unseen(settings))
+    unseen = "; ".join(_unseen(settings, files))
     for name in unused_contacts(settings, planner.contacts, files.book):
         message = "; ".join(part for part in (f"contacts.{name}: {_UNUSED}", unseen) if part)
         yield LintFinding(settings.located(message), warning=bool(unseen))
@@ -71,8 +71,10 @@ def _without_digests(planner: Planner) -> Iterator[str]:
             yield name
 
 
-def _unseen(settings: Settings) -> Iterator[str]:
-    """Yield what may name a contact and is in no file."""
+def _unseen(settings: Settings, files: RuleFiles) -> Iterator[str]:
+    """Yield what may name a contact, and is in no file or refused."""
+    if files.problems:
+        yield "a refused rule or route may name it"
     if settings.rules.flyte_admin is not None:
         yield "rules in FlyteAdmin may name it"
     if settings.owners is not None and settings.owners.label:

@@ -165,7 +165,7 @@ class Service:
         works: dict[str, Work] = {
             "rules": partial(parts.rules.watch, stopping),
             "releaser": parts.releaser.run,
-            "retention": partial(self._purge, ledger),
+            "retention": partial(self._purge, parts),
             "clock monitor": ClockMonitor(ledger=ledger, clock=clock, metrics=self.metrics, stopping=stopping).run,
         }
         if parts.source is not None:

@@ -264,7 +264,7 @@ async def test_an_owners_delivery_has_the_number_of_the_rule_for_the_owner(confi
     assert numbers["#team"] == [of_contact]
     (to_owner,) = [one for one in account["deliveries"] if one["recipients"] == ["jo@example.com"]]
     instead = {"recipients": ["data@example.com"], "rules": [{**to_owner["rules"][0], "owner": False}]}
-    assert causes_among(instead, [account["rules"][of_owner - 1]]) == [1]
+    assert rules_among(instead, [account["rules"][of_owner - 1]]) == [1]
 
 
 async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is_explained(config: Path) -> None:

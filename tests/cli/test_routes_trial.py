@@ -23,7 +23,7 @@ from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import Decision, PlanKey, PlanRules, RouteBook, Rule, RuleBook, Verdict, decide
 from dispatcher.rules.owners import Owners
-from dispatcher.trial import MAX_CHANGES, Trial
+from dispatcher.trial import MAX_CHANGES, RouteTrial, Trial
 from tests.support.builders import (
     NOW,
     a_launch_plan,
