@@ -65,20 +65,28 @@ class DigestState:
 
         So a critical message does not wait with a digest that quiet hours hold.
         """
-        hold = self.hold
-        return None if hold is None or (self.postponed and now < hold.until) else hold
+        return None if self._is_quiet(now) else self.hold
+
+    def _is_quiet(self, now: datetime) -> bool:
+        """True if a digest is open that quiet hours hold."""
+        return self.closes_at is not None and self.postponed and now < self.closes_at
 
     def with_options(self, options: DigestOptions) -> DigestState:
         """Return the state with other options. The open digest closes when it would have."""
         return replace(self, options=options)
 
     def admit(self, key: str, now: datetime) -> DigestState:
-        """Return the state after a message. Then `holds` says whether it is a member of a digest."""
-        if self.closes_at is not None:
+        """Return the state after a message. Then `holds` says whether it is a member of a digest.
+
+        If many messages pass the quiet hours that hold the open digest, these hold it no longer: it tells of the rest.
+        """
+        if self.closes_at is not None and not self._is_quiet(now):
             return self
         recent = tuple(one for one in self.recent if one.at > now - self.options.within)
         if len(recent) < self.options.after:
             return replace(self, recent=(*recent, Recent(now, key)))
+        if self.closes_at is not None:
+            return replace(self, recent=(), closes_at=min(self.closes_at, now + self.options.every), postponed=False)
         return replace(self, recent=recent).opened(key, now)
 
     def opened(self, key: str, now: datetime) -> DigestState:

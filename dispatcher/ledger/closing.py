@@ -81,7 +81,6 @@ def _close(
     until = _quiet_until(message, members, quiet, longest) if message is not None else None
     if until is not None and until > now:
         states[target] = state.postpone(until)
-        connection.execute(_POSTPONE, {"members": [row.key for row in members], "until": until})
         message = None
     else:
         states[target] = state.closed(now, members=len(members))
@@ -148,14 +147,16 @@ _MEMBERS = (
     .order_by(deliveries.c.key)
     .with_for_update()
 )
-_CHANGE = update(deliveries).where(among(deliveries.c.key, "members"))
-_POSTPONE = _CHANGE.values(due_at=bindparam("until"))
-_TELL = _CHANGE.values(
-    state=State.DROPPED,
-    drop_reason=DropReason.DIGEST,
-    reason="a digest tells of it",
-    settled_at=bindparam("at"),
-    included_in=bindparam("message"),
+_TELL = (
+    update(deliveries)
+    .where(among(deliveries.c.key, "members"))
+    .values(
+        state=State.DROPPED,
+        drop_reason=DropReason.DIGEST,
+        reason="a digest tells of it",
+        settled_at=bindparam("at"),
+        included_in=bindparam("message"),
+    )
 )
 _RELEASE = (
     update(deliveries)

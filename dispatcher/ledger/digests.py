@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, literal_column, or_, select, update
 
 from dispatcher.holding.covering import held, may_be_held
 from dispatcher.holding.digests import DigestState, Recent
@@ -35,6 +35,7 @@ class Digests:
     def __init__(self, connection: Connection, now: datetime) -> None:
         self._connection = connection
         self._now = now
+        self._stored: dict[Target, DigestState] = {}
         self._loaded: dict[Target, DigestState] = {}
         self._changed: set[Target] = set()
 
@@ -58,7 +59,7 @@ class Digests:
 
     def _load(self, state: DigestState, options: DigestOptions | None) -> None:
         target = Target(state.channel, state.address)
-        self._loaded[target] = state
+        self._stored[target] = self._loaded[target] = state
         if options is not None and options != state.options:
             self[target] = state.with_options(options)
 
@@ -72,9 +73,15 @@ class Digests:
             self._changed.add(target)
 
     def save(self) -> None:
-        """Write the states that changed."""
-        rows = [_row(self._loaded[target]) for target in sorted(self._changed)]
-        insert(self._connection, digests, rows, overwrite=True)
+        """Write the states that changed. If an open digest closes at another time, its members' holds end then."""
+        changed = [self._loaded[target] for target in sorted(self._changed)]
+        insert(self._connection, digests, [_row(state) for state in changed], overwrite=True)
+        for target, state in zip(sorted(self._changed), changed, strict=True):
+            before = self._stored[target]
+            if state.open_id == before.open_id and state.closes_at != before.closes_at:
+                members = self._connection.scalars(_MEMBERS, {"digest": before.open_id, "at": before.closes_at}).all()
+                self._connection.execute(_MOVE, {"members": members, "until": state.closes_at})
+            self._stored[target] = state
         self._changed.clear()
 
     # -- new messages
@@ -209,6 +216,16 @@ _TOLD_IN_DIGEST = (
 
 # -- rows
 
+_MEMBERS = (
+    select(deliveries.c.key)
+    .where(
+        *(deliveries.c.state == _WAITING, deliveries.c.hold == _DIGEST, deliveries.c.held_by == bindparam("digest")),
+        deliveries.c.due_at == bindparam("at"),  # finds them by the index of held deliveries
+    )
+    .order_by(deliveries.c.key)
+    .with_for_update()
+)
+_MOVE = update(deliveries).where(among(deliveries.c.key, "members")).values(due_at=bindparam("until"))
 _LOCK = (
     select(digests)
     .where(digests.c.channel == bindparam("of"), among(digests.c.address, "addresses"))

@@ -297,6 +297,26 @@ async def test_quiet_hours_of_the_contact_hold_a_digest_but_not_beyond_the_longe
         assert urgent.severity == "critical"
 
 
+async def test_many_messages_that_pass_quiet_hours_are_told_in_the_digest_that_these_held(ledger: Ledger) -> None:
+    def hours(one: Delivery) -> Quiet | None:
+        return Quiet(NOW + 600 * MINUTE, "contact ml") if one.severity != "critical" else None
+
+    await record(ledger, *(failure(name) for name in "abcd"))
+    await send(ledger, 1)
+    assert await close(ledger, 15, hours) == []
+    await record(ledger, *(failure(name, severity="critical") for name in "ef"), at=20)
+    found = await stored(ledger)
+    assert [fate(found[name].delivery) for name in "ef"] == ["at once"] * 2
+    assert found["d"].delivery.due_at == NOW + 600 * MINUTE
+    await record(ledger, *(failure(name, severity="critical") for name in "hi"), at=21)
+    found = await stored(ledger)
+    assert {found[name].delivery.due_at for name in "cdhi"} == {NOW + 36 * MINUTE}
+    (digest,) = await close(ledger, 36, hours)
+    told = await ledger.summary(digest)
+    assert told is not None
+    assert (told.number, digest.severity) == (4, "critical")
+
+
 async def cut_off(step: Callable[[], Awaitable[object]], before: int) -> bool:
     """Take the step, but end it before a statement, by number. Returns False if it had no more statements than that."""
     left = before

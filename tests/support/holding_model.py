@@ -245,16 +245,24 @@ class Model:
         """Pass a message through the digests of its place: it goes at once, or is a member."""
         burst = self.bursts[one.place]
         recent = [at for at in burst.at_once if at > self.now - burst.options.within]
-        if burst.closes is None and one.kind != RESOLVED and len(recent) < burst.options.after:
+        passes = burst.quiet and burst.closes is not None and self.now < burst.closes and one.kind != RESOLVED
+        if one.kind != RESOLVED and (burst.closes is None or passes) and len(recent) < burst.options.after:
             burst.at_once = [*recent, self.now]
             return
-        if burst.quiet and burst.closes is not None and self.now < burst.closes and one.kind != RESOLVED:
-            return  # no quiet hours hold the message itself
         one.hold, one.then, one.since = "digest", Then.SUMMARY, one.since or self.now
+        closes = burst.closes
+        if closes is not None and passes:  # no quiet hours hold the message itself, and it is one of many
+            closes = min(closes, self.now + burst.options.every)
         if self._unless_resolved(one):
-            if burst.closes is not None:
-                one.by, one.due = str(burst.opened), burst.closes
+            if closes is not None:
+                one.by, one.due = str(burst.opened), closes
             return
+        if closes != burst.closes:
+            burst.closes, burst.at_once, burst.quiet = closes, [], False
+            for member in self.messages:
+                if member.held and member.hold == "digest" and member.place == one.place and member is not one:
+                    assert closes is not None
+                    member.due = closes
         if burst.closes is None:
             burst.open(self.now)
         assert burst.closes is not None
