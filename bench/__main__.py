@@ -36,6 +36,7 @@ from bench.revisions import checked_out, uncommitted
 ORDER = (
     "intake",
     "record",
+    "holds",
     "rules",
     "render",
     "mail",
