@@ -12,7 +12,7 @@ from tests.support.holding_machine import compare_with_model
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-STORIES, STEPS = int(os.environ.get("FAULT_STORIES", "60")), 60
+STORIES, STEPS = int(os.environ.get("FAULT_STORIES", "40")), 60
 
 
 def test_every_message_of_long_stories_becomes_what_the_model_says(seed: int, figures: Callable[[str], None]) -> None:

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 PLANS, EACH, STILL_FAIL = 30, 10, 2
 """Launch plans, the failures of each, and how many of the launch plans still fail in the morning."""
 FAILURES, RESOLVED = PLANS * EACH, (PLANS - STILL_FAIL) * EACH
-NIGHT = timedelta(seconds=100)
+NIGHT = timedelta(seconds=70)
 """The quiet hours last at least so long. They begin before the test does."""
 CHANNELS = ("email", "slack", "pagerduty")
 EVERY = len(CHANNELS) * FAILURES
