@@ -197,7 +197,7 @@ def decided_text(delivery: Mapping[str, Any], *, digits: int | None = None) -> s
     many digits of a key are shown; None for all.
     """
     if (told_by := delivery.get("told_by")) is not None:
-        return f"told of in {told_in_text(told_by)} ({told_by['key'][:digits]}), which {_WHICH[told_by['status']]}"
+        return f"included in {told_in_text(told_by)} ({told_by['key'][:digits]}), which {_WHICH[told_by['status']]}"
     if delivery.get("drop_reason") is DropReason.SUPERSEDED and delivery["holder"]:
         return f"{delivery['reason']}, while {delivery['holder']} held it"
     return str(delivery["reason"])

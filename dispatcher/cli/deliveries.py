@@ -102,7 +102,7 @@ def show(
             ("severity", delivery.severity),
             ("state", state_text(data["status"])),
             ("reason", decided_text(data)),
-            ("told of in", delivery.included_in),
+            ("included in", delivery.included_in),
             ("note", delivery.note),
             ("waits for", waits_text(data)),
             ("created", f"{time_text(delivery.created_at)} UTC, {age_text(delivery.created_at, now=now)}"),

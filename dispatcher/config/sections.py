@@ -107,7 +107,7 @@ class HoldsSettings(Section):
 
 
 class DigestSettings(Section):
-    """Digests: when a contact gets many messages, further ones are told of in one message."""
+    """Digests: when a contact gets many messages, further ones are included in one message."""
 
     after: int = Field(3, ge=1, le=1000)
     """The first so many messages to an address that are recorded within `within` are sent at once."""

@@ -376,8 +376,8 @@ async def test_a_digest_and_what_it_tells_of_are_listed_and_shown(tmp_path: Path
     members = json.loads((await command("deliveries", "list", "--json", *arguments))[1])
     assert {one["execution"]["name"] for one in members} == {"member0000", "member0001"}
     _, shown, _ = await command("deliveries", "show", members[0]["key"], "--config", config)
-    assert f"told of in  {digest.key}" in shown
-    assert "told of in" in (await command("explain", "flytesnacks/production/member0000", "--config", config))[1]
+    assert f"included in  {digest.key}" in shown
+    assert "included in" in (await command("explain", "flytesnacks/production/member0000", "--config", config))[1]
 
 
 async def test_rejected_messages_are_listed_and_shown_without_interpreting_markup(filled: str) -> None:

@@ -122,7 +122,7 @@ async def test_explain_says_what_became_of_each_delivery_by_the_first_reason_tha
         ("quiet", "held", "waits for the end of quiet hours of contact ml, 20"),
         ("member", "held", "waits for the end of its digest, 20"),
         ("resolved", "dropped", "resolved before it was sent, while silence 5f0c2a9d (maintenance) held it"),
-        ("told", "included", f"told of in a summary ({summary[:12]}), which was sent"),
+        ("told", "included", f"included in a summary ({summary[:12]}), which was sent"),
         ("dropped", "dropped", "dropped by silence dr0p0000 (migration)"),
         ("alone", "sent", "(silence 0ver0000 (maintenance))"),
         ("late", "held", "waits for its release by a replica, after silence 0ver0000 (maintenance)"),
@@ -139,7 +139,7 @@ async def test_explain_says_what_became_of_each_delivery_by_the_first_reason_tha
 
 async def test_lists_show_what_is_held_and_what_another_message_tells_of(held: dict[str, str]) -> None:
     listed = (await invoke("deliveries", "list", "--state", "dropped")).out
-    assert f"told of in a summary ({held['summary'][:12]}), which was sent" in listed
+    assert f"included in a summary ({held['summary'][:12]}), which was sent" in listed
     shown = (await invoke("deliveries", "show", held["told"])).out
     assert "included" in shown
     assert held["summary"] in shown

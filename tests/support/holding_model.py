@@ -119,7 +119,7 @@ class Told:
 
 @dataclass(eq=False)
 class Burst:
-    """The messages of one place that may be told of in digests."""
+    """The messages of one place that may be included in digests."""
 
     options: DigestOptions
     at_once: list[datetime] = field(default_factory=list)

@@ -155,7 +155,7 @@ async def test_pages_say_what_holds_a_delivery_and_what_tells_of_it(console: Con
     (member, _) = (await console.ledger.queries.deliveries(Filter(included_in=digest), limit=2)).entries
     for path in (f"?included_in={digest}", f"/{member.delivery.key}"):
         shown = " ".join((await html(console, f"/console/deliveries{path}")).split())
-        assert f'Told of in <a href="/console/deliveries/{digest}">a digest</a>' in shown, path
+        assert f'Included in <a href="/console/deliveries/{digest}">a digest</a>' in shown, path
         assert '<span class="badge included">included</span>' in shown, path
         assert '<span class="badge dead">dead</span>' in shown, path
         assert '<span class="badge sent">' not in shown, path
@@ -440,7 +440,7 @@ async def test_a_digest_leads_to_what_it_tells_of_and_back(console: ConsoleServe
     for path in ("/console/deliveries?state=dead", "/console/redrive?selected=1&key=" + key):
         assert """<span class="about">Digest</span>""" in await html(console, path), path
     members = " ".join((await html(console, f"/console/deliveries?included_in={key}")).split())
-    assert members.count(f"""Told of in <a href="/console/deliveries/{key}">a digest</a>""") == 2
+    assert members.count(f"""Included in <a href="/console/deliveries/{key}">a digest</a>""") == 2
     execution = await html(console, "/console/executions/flytesnacks/production/member0001")
     assert f"""<a href="/console/deliveries/{key}">a digest</a>""" in execution
     (member, _) = (await console.ledger.queries.deliveries(Filter(included_in=key), limit=2)).entries
