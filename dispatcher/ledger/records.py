@@ -317,7 +317,7 @@ class Filter:
     keys: Sequence[str] = ()
     """Complete keys of deliveries, or beginnings of keys. Selects deliveries only."""
     included_in: str | None = None
-    """The key of a digest or summary. Selects the deliveries of which it tells."""
+    """The key of a digest or summary, or its beginning. Selects the deliveries of which it tells."""
     held: bool | None = None
     """True selects what is held now, False what is not, None both."""
     held_by: str | None = None

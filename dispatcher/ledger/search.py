@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from sqlalchemy import ColumnElement, Select, and_, case, func, literal, not_, or_, select, union_all
@@ -143,22 +143,25 @@ def _key_conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     """
     limits: list[ColumnElement[bool]] = []
     if wanted.included_in is not None:
-        limits.append(deliveries.c.included_in == wanted.included_in)
+        limits.append(_is_key(deliveries.c.included_in, wanted.included_in))
     if wanted.keys:
         full = [key for key in wanted.keys if len(key) >= KEY_LENGTH]
-        prefixes = [_starts_with(key) for key in wanted.keys if len(key) < KEY_LENGTH]
+        prefixes = [_is_key(deliveries.c.key, key) for key in wanted.keys if len(key) < KEY_LENGTH]
         limits.append(or_(*([deliveries.c.key.in_(full)] if full else []), *prefixes))
     if wanted.execution is not None:
         limits.append(deliveries.c.event.in_(select(events.c.key).where(*of_execution(wanted.execution))))
     return limits
 
 
-def _starts_with(prefix: str) -> ColumnElement[bool]:
-    """SQL condition: a delivery key starts with `prefix`. It is a range, because LIKE would not use the index.
+def _is_key(column: Any, text: str) -> ColumnElement[bool]:
+    """SQL condition: the delivery key in the column is `text`, or starts with it if `text` is shorter than a key.
 
-    Keys have hexadecimal digits only, so `prefix` followed by "g" comes after all keys that start with `prefix`.
+    It is a range, because LIKE would not use the index. Keys have hexadecimal digits only, so `text` followed by "g" comes
+    after all keys that start with `text`.
     """
-    return and_(deliveries.c.key >= prefix, deliveries.c.key < f"{prefix}g")
+    if len(text) >= KEY_LENGTH:
+        return cast("ColumnElement[bool]", column == text)
+    return and_(column >= text, column < f"{text}g")
 
 
 def of_execution(text: str) -> list[ColumnElement[bool]]:
@@ -252,7 +255,7 @@ def _on_delivery(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
     if wanted.channel is not None:
         limits.append(row.channel == wanted.channel)
     if wanted.included_in is not None:
-        limits.append(row.included_in == wanted.included_in)
+        limits.append(_is_key(row.included_in, wanted.included_in))
     if wanted.held is not None:
         held = and_(row.state == State.WAITING, row.hold.is_not(None))
         limits.append(held if wanted.held else not_(held))

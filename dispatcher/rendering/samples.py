@@ -39,13 +39,13 @@ def sample_summary(reason: HoldReason) -> Summary:
     until = sample_event(Phase.FAILED).occurred_at.replace(minute=15, second=0)
     since = until - (timedelta(minutes=15) if reason is HoldReason.DIGEST else timedelta(hours=9, minutes=15))
     given = [
-        ("train.daily", Phase.FAILED, "ValueError in train.py:train: learning rate <n> is too high", 291),
-        ("report.weekly", Phase.FAILED, "ConnectionError in report.py:publish: <host> refused the connection", 6),
+        ("train.daily", Phase.FAILED, "ValueError: learning rate ... is too high (train.py, train)", 291),
+        ("report.weekly", Phase.FAILED, "ConnectionError: ... refused the connection (report.py, publish)", 6),
         ("features.hourly", Phase.TIMED_OUT, "", 2),
         ("", Phase.ABORTED, "", 1),
     ]
     groups = [_sample_group(*one, since, until) for one in given]
-    by = {HoldReason.SILENCE: "s-7f3k2m (maintenance of the cluster)", HoldReason.WINDOW: "contact ml-team"}
+    by = {HoldReason.SILENCE: "7f3a2c01 (maintenance of the cluster)", HoldReason.WINDOW: "contact ml-team"}
     return Summary(
         key="4f1d2a9c" * 4,
         reason=reason,

@@ -375,9 +375,15 @@ async def test_a_digest_and_what_it_tells_of_are_listed_and_shown(tmp_path: Path
     arguments = ("--config", config, "--included-in", digest.key)
     members = json.loads((await command("deliveries", "list", "--json", *arguments))[1])
     assert {one["execution"]["name"] for one in members} == {"member0000", "member0001"}
+    explained = (await command("explain", "flytesnacks/production/member0000", "--config", config))[1]
+    assert f"({digest.key[:12]})" in explained  # as `--included-in` takes it
+    arguments = ("--config", config, "--json", "--included-in", digest.key[:12])
+    assert json.loads((await command("deliveries", "list", *arguments))[1]) == members
+    found = json.loads((await command("executions", "list", *arguments))[1])
+    assert {one["execution"]["name"] for one in found} == {"member0000", "member0001"}
     _, shown, _ = await command("deliveries", "show", members[0]["key"], "--config", config)
     assert f"included in  {digest.key}" in shown
-    assert "included in" in (await command("explain", "flytesnacks/production/member0000", "--config", config))[1]
+    assert "included in" in explained
 
 
 async def test_rejected_messages_are_listed_and_shown_without_interpreting_markup(filled: str) -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from dispatcher.flyte.decode import decode
 from dispatcher.model.event import Event
+from dispatcher.model.hold import HoldReason
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.cause import LONGEST_NAME, NO_CAUSE, cause_of, normalized
-from dispatcher.rendering.samples import sample_event
+from dispatcher.rendering.samples import sample_event, sample_summary
 from dispatcher.rendering.text import one_line
 from tests.support.builders import an_event
 from tests.support.samples import sample
@@ -235,3 +236,14 @@ def test_every_error_has_one_cause_whatever_came_before(message: str, code: str,
     others = [failed(a_traceback(message, line=at)) for at in (line, other)]
     assert len({cause_of(one).fingerprint for one in random.sample([*others, *others], 4)}) == 1
     assert cause_of(event) == cause
+
+
+def test_a_sample_digest_names_causes_as_real_ones_are_named() -> None:
+    names = [group.cause_name for group in sample_summary(HoldReason.DIGEST).groups if group.cause_name]
+    assert names
+    for name in names:
+        text, _, place = name.removesuffix(")").rpartition(" (")
+        file, _, function = place.partition(", ")
+        message = f'Traceback:\n  File "/root/{file}", line 7, in {function}\n    x\n\nMessage:\n\n    {text}'
+        error = {"code": "USER:Unknown", "message": message.replace("...", "0.5"), "kind": "USER"}
+        assert cause_of(an_event(error=error)).name == name
