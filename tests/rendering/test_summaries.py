@@ -169,7 +169,7 @@ def test_a_channel_without_a_template_of_its_own_for_digests_tells_them_in_the_o
     renderer = Renderer({"ntfy": own, "bare": bare})
     content = renderer.render_summary("ntfy", DIGEST)
     assert content["title"] == "❌ 297 failed, 2 timed out, 1 aborted, 7 others, 1 undelivered in 15 minutes"
-    assert str(content["message"]).startswith("flytesnacks/production train.daily: 291 failed (ValueError in train.py")
+    assert str(content["message"]).startswith("flytesnacks/production train.daily: 291 failed (ValueError: learning")
     assert renderer.check() == []
     webhooks = renderer.render_summary("webhook", DIGEST)
     assert renderer.render_summary("bare", DIGEST) == renderer.render_summary("unknown", DIGEST) == webhooks
