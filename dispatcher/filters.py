@@ -121,7 +121,10 @@ class Criteria(_Parameters):
     execution: Annotated[_Execution | None, Field(description="`project/domain/name`, or only the name.")] = None
     included_in: Annotated[
         str | None,
-        Field(pattern=r"^[0-9a-f]{1,32}$", description="The key of a digest or summary, or its beginning: what it tells of."),
+        Field(
+            pattern=r"^[0-9a-f]{1,32}$",
+            description="The key of a digest or summary, or its beginning: what it tells of.",
+        ),
     ] = None
     held: Annotated[
         StrictBool | None,

@@ -39,7 +39,8 @@ OPTIONS: Mapping[str, Any] = {
         str | None, _option("execution", "Only this execution: project/domain/name, or only the name.")
     ],
     "included_in": Annotated[
-        str | None, _option("included-in", "Only what the digest or summary of this key tells of; the first digits are enough.")
+        str | None,
+        _option("included-in", "Only what the digest or summary of this key tells of; the first digits are enough."),
     ],
     "held": Annotated[
         bool | None,
