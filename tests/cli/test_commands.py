@@ -377,9 +377,9 @@ async def test_a_digest_and_what_it_tells_of_are_listed_and_shown(tmp_path: Path
     assert {one["execution"]["name"] for one in members} == {"member0000", "member0001"}
     explained = (await command("explain", "flytesnacks/production/member0000", "--config", config))[1]
     assert f"({digest.key[:12]})" in explained  # as `--included-in` takes it
-    arguments = ("--config", config, "--json", "--included-in", digest.key[:12])
-    assert json.loads((await command("deliveries", "list", *arguments))[1]) == members
-    found = json.loads((await command("executions", "list", *arguments))[1])
+    by_prefix = ("--config", config, "--json", "--included-in", digest.key[:12])
+    assert json.loads((await command("deliveries", "list", *by_prefix))[1]) == members
+    found = json.loads((await command("executions", "list", *by_prefix))[1])
     assert {one["execution"]["name"] for one in found} == {"member0000", "member0001"}
     _, shown, _ = await command("deliveries", "show", members[0]["key"], "--config", config)
     assert f"included in  {digest.key}" in shown
