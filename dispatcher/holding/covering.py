@@ -30,8 +30,7 @@ def by_silence(silence: Silence, delivery: Delivery, now: datetime) -> Hold | No
     if not within and (is_notice or not silence.in_force(now)):
         return None
     spared = silence.then is Then.DROP and (is_notice or not within)
-    then = Then.SEND if spared else silence.then
-    return Hold(HoldReason.SILENCE, silence.id, silence.ends_after(now), then)
+    return Hold(HoldReason.SILENCE, silence.id, silence.ends_after(now), None if spared else silence.then)
 
 
 def by_quiet_hours(quiet: Quiet) -> Hold:
@@ -59,7 +58,7 @@ def combined(holds: Sequence[Hold], *, then: Then | None = None, latest: datetim
         return None
     last = max(holds, key=lambda hold: hold.until)
     telling = most_telling(then, *(hold.then for hold in holds))
-    return last._replace(until=min(last.until, latest), then=telling or last.then)
+    return last._replace(until=min(last.until, latest), then=telling or Then.SEND)
 
 
 def held(delivery: Delivery, hold: Hold, now: datetime) -> Delivery:
@@ -113,7 +112,7 @@ def held_by_new(silence: Silence, delivery: Delivery, *, now: datetime, longest:
     holds, then = [hold], None
     if delivery.hold is not None and covered:
         then = delivery.hold_then
-        holds.insert(0, Hold(delivery.hold, delivery.held_by, delivery.due_at, then or hold.then))
+        holds.insert(0, Hold(delivery.hold, delivery.held_by, delivery.due_at, then))
     new = combined(holds, then=then, latest=(delivery.held_since or now) + longest)
     changed = held(delivery, new, now) if new is not None and new.until > now else delivery
     return changed if changed != delivery else None

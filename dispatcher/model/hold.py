@@ -47,7 +47,8 @@ class Hold(NamedTuple):
     by: str
     """The silence's id, whose quiet hours they are, or the digest's id."""
     until: datetime
-    then: Then
+    then: Then | None
+    """None if the hold has no say: a silence that would drop, over what did not occur within it. Alone, it sends."""
 
 
 class Quiet(NamedTuple):

@@ -14,7 +14,7 @@ from dispatcher.model.delivery import Delivery, Kind, State
 from dispatcher.model.hold import HoldReason, Quiet, Then
 from tests.support.builders import NOW, a_delivery, a_silence
 
-MINUTE = timedelta(minutes=1)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 minutes = st.integers(-20, 20)
 silences = st.lists(
     st.tuples(minutes, st.integers(1, 20), st.sampled_from(Then)).map(
@@ -40,7 +40,7 @@ def held_minutes(delivery: Delivery, several: list[Silence]) -> tuple[list[int],
     """Naive model: look at each minute and at each silence. Returns the ends, in minutes after NOW, and what follows."""
     occurred = (delivery.occurred_at - NOW) // MINUTE
     occurred = 0 if occurred > 5 else occurred
-    ends, then = [], []
+    ends, then = [], list[Then]()
     for silence in several:
         quiet = [minute for minute in range(-60, 60) if silence.starts_at <= NOW + minute * MINUTE < silence.ends_at]
         notice = delivery.kind is Kind.FALLBACK_NOTICE
@@ -48,7 +48,7 @@ def held_minutes(delivery: Delivery, several: list[Silence]) -> tuple[list[int],
             later = [quiet[-1] + 1 + late for late in range(0, 60, 5)]
             ends.append(next(end for end in later if end > 0))
             spared = silence.then is Then.DROP and (notice or occurred not in quiet)
-            then.append(Then.SEND if spared else silence.then)
+            then += [] if spared else [silence.then]
     if delivery.quiet is not None:
         ends.append((delivery.quiet.until - NOW) // MINUTE)
         then.append(Then.SUMMARY)
@@ -65,7 +65,8 @@ def test_the_hold_that_ends_last_counts_with_the_most_telling_end_of_all(
         assert one == delivery
         return
     assert (one.state, one.due_at, one.held_since) == (State.WAITING, NOW + max(ends) * MINUTE, NOW)
-    assert one.hold_then is next(telling for telling in (Then.SEND, Then.SUMMARY, Then.DROP) if telling in then)
+    ordered = (Then.SEND, Then.SUMMARY, Then.DROP)
+    assert one.hold_then is next((telling for telling in ordered if telling in then), Then.SEND)
 
 
 def test_each_address_of_a_mail_is_held_apart_with_a_key_of_its_own() -> None:
@@ -83,3 +84,19 @@ def test_nothing_is_held_longer_than_the_longest_hold_and_no_canary_at_all() -> 
     assert one.due_at == NOW + LONGEST
     canary = a_delivery()._replace(event="dispatcher/canary/c1/FAILED")
     assert at_recording(canary, [endless], now=NOW, longest=LONGEST) == [canary]
+
+
+def test_a_silence_that_drops_does_not_make_single_messages_of_a_summary() -> None:
+    waited = a_delivery(occurred_at=NOW - HOUR)
+    drop = a_silence("drop", starts_at=NOW - MINUTE, ends_at=NOW + MINUTE, then=Then.DROP)
+    summary = a_silence("summary", starts_at=NOW - MINUTE, ends_at=NOW + HOUR)
+    quiet = waited._replace(quiet=Quiet(NOW + HOUR, "contact ml"))
+
+    def then(delivery: Delivery, *several: Silence) -> Then | None:
+        (one,) = at_recording(delivery, several, now=NOW, longest=LONGEST)
+        return one.hold_then
+
+    assert [then(waited, drop, summary), then(quiet, drop), then(waited, drop)] == [
+        *(Then.SUMMARY, Then.SUMMARY),
+        Then.SEND,
+    ]

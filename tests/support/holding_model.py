@@ -40,7 +40,7 @@ class Ending(NamedTuple):
     until: datetime
     what: str
     by: str
-    then: Then
+    then: Then | None
 
 
 @dataclass
@@ -215,7 +215,7 @@ class Model:
             within = silence.in_force(occurred)
             if silence.plan in {"", one.plan} and (within or silence.in_force(self.now)):
                 late = max((self.now - silence.end) // STEP + 1, 0)
-                then = silence.then if within or silence.then is not Then.DROP else Then.SEND
+                then = silence.then if within or silence.then is not Then.DROP else None
                 yield Ending(silence.end + late * STEP, "silence", silence.name, then)
 
     def _quiet(self, one: Told) -> Iterator[Ending]:
@@ -230,7 +230,7 @@ class Model:
         one.since = one.since or self.now
         one.due = min(last.until, one.since + self.longest)
         telling = {hold.then for hold in holds} | {then}
-        one.then = next(each for each in (Then.SEND, Then.SUMMARY, Then.DROP) if each in telling)
+        one.then = next((each for each in (Then.SEND, Then.SUMMARY, Then.DROP) if each in telling), Then.SEND)
         one.hold, one.by = last.what, last.by
         self._unless_resolved(one)
         return True
@@ -284,7 +284,7 @@ class Model:
             too_long = one.since is not None and one.since + self.longest <= self.now
             if too_long or (not held and mine[0].until <= one.due):
                 continue
-            now = [Ending(one.due, one.hold, one.by, one.then or mine[0].then)] if held else []
+            now = [Ending(one.due, one.hold, one.by, one.then)] if held else []
             self._hold(one, [*now, *mine], one.then if held else None)
 
     def end(self, silence: Silenced) -> None:
