@@ -108,7 +108,7 @@ async def test_a_silence_that_was_added_meanwhile_holds_on_and_a_silence_that_dr
     await releaser.release_due()
 
     every = await found(ledger)
-    assert (every["a"].held_by, every["a"].due_at, every["a"].hold_then) == ("new", silence.ends_at, Then.SEND)
+    assert (every["a"].held_by, every["a"].due_at, every["a"].hold_then) == ("new", silence.ends_at, Then.DROP)
     assert (every["b"].drop_reason, every["b"].reason) == (DropReason.SILENCE, "dropped by silence old")
 
 
