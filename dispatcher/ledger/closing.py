@@ -7,18 +7,17 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, literal_column, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from dispatcher.holding.digests import DigestState
-from dispatcher.ledger.digests import Digests, Target
+from dispatcher.ledger.digests import IS_MEMBER, Digests, Target
 from dispatcher.ledger.engine import Database
-from dispatcher.ledger.holds import IS_HELD
 from dispatcher.ledger.record import insert_deliveries
 from dispatcher.ledger.rows import delivery_fields
 from dispatcher.ledger.schema import deliveries, digests
 from dispatcher.ledger.statements import among
 from dispatcher.model.delivery import Delivery, DropReason, Kind, RuleRef, State
-from dispatcher.model.hold import HoldReason, Quiet
+from dispatcher.model.hold import Quiet
 from dispatcher.model.severity import highest
 from dispatcher.parsing.duration import duration_text
 
@@ -135,15 +134,9 @@ def _released(connection: Connection, key: str, digest: DigestState, now: dateti
     return Delivery(**fields | {"due_at": now, "retry_window_start": now})
 
 
-_DIGEST: ColumnElement[str] = literal_column(f"'{HoldReason.DIGEST}'")
 _MEMBERS = (
     select(*(deliveries.c[name] for name in ("key", "recipients", "severity", "occurred_at", "held_since")))
-    .where(
-        *IS_HELD,
-        deliveries.c.hold == _DIGEST,
-        deliveries.c.held_by == bindparam("digest"),
-        deliveries.c.due_at == bindparam("at"),  # finds them by the index of held deliveries
-    )
+    .where(*IS_MEMBER)
     .order_by(deliveries.c.key)
     .with_for_update()
 )

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, li
 
 from dispatcher.holding.covering import held, may_be_held
 from dispatcher.holding.digests import DigestState, Recent
+from dispatcher.ledger.holds import IS_HELD
 from dispatcher.ledger.schema import deliveries, digests
 from dispatcher.ledger.statements import among, insert
 from dispatcher.ledger.threads import MAY_HAVE_ARRIVED, TOLD_OF
@@ -74,9 +75,9 @@ class Digests:
 
     def save(self) -> None:
         """Write the states that changed. If an open digest closes at another time, its members' holds end then."""
-        changed = [self._loaded[target] for target in sorted(self._changed)]
-        insert(self._connection, digests, [_row(state) for state in changed], overwrite=True)
-        for target, state in zip(sorted(self._changed), changed, strict=True):
+        changed = {target: self._loaded[target] for target in sorted(self._changed)}
+        insert(self._connection, digests, [_row(state) for state in changed.values()], overwrite=True)
+        for target, state in changed.items():
             before = self._stored[target]
             if state.open_id == before.open_id and state.closes_at != before.closes_at:
                 members = self._connection.scalars(_MEMBERS, {"digest": before.open_id, "at": before.closes_at}).all()
@@ -216,15 +217,12 @@ _TOLD_IN_DIGEST = (
 
 # -- rows
 
-_MEMBERS = (
-    select(deliveries.c.key)
-    .where(
-        *(deliveries.c.state == _WAITING, deliveries.c.hold == _DIGEST, deliveries.c.held_by == bindparam("digest")),
-        deliveries.c.due_at == bindparam("at"),  # finds them by the index of held deliveries
-    )
-    .order_by(deliveries.c.key)
-    .with_for_update()
+IS_MEMBER = (
+    *(*IS_HELD, deliveries.c.hold == _DIGEST, deliveries.c.held_by == bindparam("digest")),
+    deliveries.c.due_at == bindparam("at"),  # finds them by the index of held deliveries
 )
+"""SQL conditions: the delivery is a member of the open digest with the id `digest`, which closes `at`."""
+_MEMBERS = select(deliveries.c.key).where(*IS_MEMBER).order_by(deliveries.c.key).with_for_update()
 _MOVE = update(deliveries).where(among(deliveries.c.key, "members")).values(due_at=bindparam("until"))
 _LOCK = (
     select(digests)
